@@ -1,0 +1,8 @@
+//! Small tools that everything above uses: the clock, durable writes, fault points.
+//!
+//! # Limitations
+//! Linux only.
+
+pub mod clock;
+pub mod durable;
+pub mod fault;

@@ -1,0 +1,2 @@
+//! The `worktx` binary: everything lives in the library.
+fn main() {}
