@@ -1,1 +1,8 @@
-//! (to come)
+//! The only place where effects are ordered: it drives attempts, and settles what crashes left.
+//!
+//! # Limitations
+//! One attempt at a time on a work tree; the lock of [`place`] sees to it.
+
+pub mod documents;
+pub mod outcome;
+pub mod place;

@@ -10,13 +10,15 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use bstr::{BStr, BString, ByteSlice as _};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::InvalidName;
 
 /// A path below the work-tree root. Never empty, never absolute, without `.`, `..` and empty parts.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct RepoPath(BString);
 
 impl RepoPath {

@@ -11,6 +11,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cause::{Cause, QuarantineReason};
@@ -20,7 +21,7 @@ use super::verdict::Status;
 use super::writer::{ProvenDead, TurnResult, WriterRecord};
 
 /// How many paths a turn changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChangeCounts {
     /// Paths that the base does not have.
     pub added: u64,
@@ -64,7 +65,7 @@ impl Seal {
 }
 
 /// What the post-check said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PostCheckOutcome {
     /// There is none.
@@ -82,7 +83,7 @@ pub enum PostCheckOutcome {
 }
 
 /// A post-check's run, as the outcome document shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PostCheckRecord {
     /// What came of it.
     pub outcome: PostCheckOutcome,
@@ -215,7 +216,9 @@ pub enum TxState {
 }
 
 /// The `state` column: the fieldless shadow of [`TxState`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum StateTag {
     /// [`TxState::Open`]
@@ -611,7 +614,7 @@ impl Seal {
 }
 
 /// A warning of an outcome document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Warning {
     /// A word that stays the same.
     pub code: String,
