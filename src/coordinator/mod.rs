@@ -6,3 +6,4 @@
 pub mod documents;
 pub mod outcome;
 pub mod place;
+pub mod spec;
