@@ -11,4 +11,8 @@
 //! # Limitations
 //! SHA-1 repositories with a work tree, without sparse checkout and submodules.
 
+pub mod manifest;
+pub mod names;
 pub mod root;
+pub mod row;
+pub mod rules;
