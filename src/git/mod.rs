@@ -1,1 +1,4 @@
 //! (to come)
+
+pub mod dir;
+pub mod odb;
