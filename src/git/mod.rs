@@ -16,3 +16,12 @@ pub mod names;
 pub mod root;
 pub mod row;
 pub mod rules;
+
+pub mod dir;
+pub mod locks;
+pub mod odb;
+pub mod pack;
+mod packed;
+pub mod refs;
+pub mod store;
+pub mod tree;
