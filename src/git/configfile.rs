@@ -357,7 +357,8 @@ mod tests {
 
     #[test]
     fn edits_one_key_and_keeps_the_rest() {
-        let text = b"# top\n[core]\n\tbare = false\n\tpager = evil\n[x] core = 1\n[core] pager = b\n";
+        let text =
+            b"# top\n[core]\n\tbare = false\n\tpager = evil\n[x] core = 1\n[core] pager = b\n";
         let add = [("core.pager".into(), Some("le\"ss # \n".into())), ("core.flag".into(), None)];
         let out = edit(text, |key| key == "core.pager", &add).expect("parses");
         assert!(out.starts_with(b"# top\n[core]\n\tbare = false\n[x] core = 1\n[core] \n"));
