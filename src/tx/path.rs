@@ -159,7 +159,7 @@ fn octal(out: &mut String, byte: u8) {
 }
 
 /// The bytes behind [`quote`]; `None` where the text is not of its making.
-fn unquote(text: &str) -> Option<Vec<u8>> {
+pub(super) fn unquote(text: &str) -> Option<Vec<u8>> {
     let Some(inner) = text.strip_prefix('"') else { return Some(text.as_bytes().to_vec()) };
     let mut rest = inner.strip_suffix('"')?.bytes();
     let mut out = Vec::new();
