@@ -209,6 +209,12 @@ impl<'a> Beneath<'a> {
         Ok(())
     }
 
+    /// Makes everything in the file system of the root durable.
+    pub(super) fn sync(&self) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::syncfs(fs::openat(self.root, ".", flags, Mode::empty())?)
+    }
+
     /// Closes again what had to be opened and still stands, deepest first; `keep` tells which
     /// directories have a mode of their own coming.
     pub(super) fn lock_again(&self, keep: impl Fn(&RepoPath) -> bool) -> Result<(), Errno> {
@@ -259,6 +265,20 @@ fn proc_name(handle: BorrowedFd<'_>) -> String {
 /// Sets the mode of what a handle holds (not of a symlink), without asking for a right on it.
 pub(super) fn chmod(handle: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     fs::chmodat(CWD, proc_name(handle), Mode::from_raw_mode(mode), AtFlags::empty())
+}
+
+/// As [`chmod`], through an immutable or append-only mark where it can be cleared.
+pub(super) fn chmod_forced(seen: &Seen, mode: u32) -> Result<(), Errno> {
+    match chmod(seen.handle.as_fd(), mode) {
+        Err(Errno::PERM) if matches!(seen.kind, Kind::File | Kind::Directory) => {
+            if open_to_read(seen).is_ok_and(|handle| clear_marks(&handle.into())) {
+                chmod(seen.handle.as_fd(), mode)
+            } else {
+                Err(Errno::PERM)
+            }
+        }
+        done => done,
+    }
 }
 
 /// Gives owner and group back, where they differ; an unprivileged caller may not, and that is no

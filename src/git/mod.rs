@@ -1,6 +1,19 @@
-//! (to come)
+//! The git work tree and its repository: opening and judging a workspace, the scan, what a
+//! candidate is made of, promotion and the undo.
+//!
+//! What is read or written beneath the work-tree root goes through [`root::Root`]: one held
+//! handle, every step beneath it, no link followed, no mount crossed. Objects are read and written
+//! by libgit2; nothing that the repository configures is ever executed.
+//!
+//! The scan answers "where may the tree differ from the manifest" by stat data alone; bytes decide
+//! afterwards.
+//!
+//! # Limitations
+//! SHA-1 repositories with a work tree, without sparse checkout and submodules.
 
-pub(crate) mod beneath;
+mod aside;
+mod beneath;
 pub mod restore;
+pub mod root;
 pub mod spill;
 pub mod undo;
