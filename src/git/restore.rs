@@ -23,20 +23,16 @@
 //! owner, and that the undo is not about, keeps the mode that let us in if a kill comes between.
 //! Owners come back only as root.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, Read};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::{self, AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::aside::{self, Aside, MakeError};
-use super::beneath::{self, Beneath, Seen};
+use super::aside::MakeError;
 use super::spill::{Spill, SpillError};
-use super::undo::{Step, UndoPlan, same_mode_and_owner};
-use crate::base::clock::file_clock_ns;
-use crate::base::fault::{self, Point};
-use crate::tx::entry::{Entry, Found, Kind};
+use super::undo::{Step, UndoPlan};
+use crate::tx::entry::{Entry, Found};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::OnDrift;

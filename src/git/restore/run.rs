@@ -3,12 +3,25 @@
 //! # Limitations
 //! As for [`super`].
 
-use super::{
-    Aside, AsFd as _, AtFlags, Beneath, BlockedPath, Entry, Errno, Found, HashMap, HashSet, Kind,
-    Oid, OnDrift, Point, RenameFlags, RepoPath, Restore, RestoreError, RestoreReport, Seen, Spill,
-    SpillError, Step, Stop, UndoPlan, aside, beneath, describe, fault, file_clock_ns, fs,
-    same_mode_and_owner,
-};
+use std::cell::{OnceCell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::fs::{self, AtFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::{Restore, RestoreError, RestoreReport, Stop, describe};
+use crate::base::clock::file_clock_ns;
+use crate::base::fault::{self, Point};
+use crate::git::aside::{self, Aside};
+use crate::git::beneath::{self, Beneath, Seen};
+use crate::git::spill::{Spill, SpillError};
+use crate::git::undo::{Step, UndoPlan, same_mode_and_owner};
+use crate::tx::entry::{Entry, Found, Kind};
+use crate::tx::path::RepoPath;
+use crate::tx::settings::OnDrift;
+use crate::tx::writer::BlockedPath;
 
 /// How often a place is tried to be filled while somebody else fills and clears it.
 const TRIES: u32 = 16;
@@ -17,8 +30,9 @@ pub(super) struct Run<'r, 'a> {
     on: &'r mut Restore<'a>,
     beneath: Beneath<'a>,
     aside: Aside,
-    /// What the base has, by path: only where the plan has a step for it.
     plan: &'r UndoPlan,
+    /// The paths that the plan brings back, once somebody asks.
+    of_the_base: OnceCell<HashSet<&'r RepoPath>>,
     pub(super) report: RestoreReport,
     /// Paths that have been spoken about, as blocked, as drift, or as left: not judged again.
     pub(super) settled: HashSet<RepoPath>,
@@ -57,7 +71,8 @@ impl<'r, 'a> Run<'r, 'a> {
             Aside::open(&beneath, on.temporary.clone()).map_err(|e| failed(e.into()))?;
         let report = RestoreReport::default();
         let (settled, pending) = (HashSet::new(), Vec::new());
-        Ok(Self { on, beneath, aside, plan, report, settled, pending })
+        let of_the_base = OnceCell::new();
+        Ok(Self { on, beneath, aside, plan, of_the_base, report, settled, pending })
     }
 
     /// What an earlier run left in the temporary folder: compared, and rescued or dropped.
@@ -158,6 +173,9 @@ impl<'r, 'a> Run<'r, 'a> {
         };
         if back {
             self.put_back(&name, path)?;
+            if judged.is_ok() {
+                self.settled.insert(path.clone());
+            }
         }
         judged.map(drop)
     }
@@ -172,7 +190,6 @@ impl<'r, 'a> Run<'r, 'a> {
         match self.fill(name, path) {
             Ok(()) => {
                 self.pending.retain(|p| p != name);
-                self.settled.insert(path.clone());
                 Ok(())
             }
             Err(Errno::EXIST) => Ok(()),
@@ -281,17 +298,22 @@ impl<'r, 'a> Run<'r, 'a> {
 
     fn remove_directory(&mut self, path: &RepoPath, in_the_way: bool) -> Result<(), Stop> {
         match self.rmdir(path) {
-            Ok(()) => Ok(()),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => self.sweep(path, in_the_way),
+            Ok(()) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => self.sweep(path, in_the_way)?,
             // It is something else by now.
-            Err(Errno::NOTDIR) => self.take_out(path, true),
-            Err(Errno::BUSY) if !in_the_way => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(Errno::NOTDIR) => return self.take_out(path, true),
+            Err(Errno::BUSY) if !in_the_way => {}
+            Err(error) => return Err(error.into()),
         }
+        if !in_the_way && self.beneath.look(path).map_or(true, |seen| seen.is_some()) {
+            // What keeps it has been spoken about, so it is no drift of the directory above.
+            self.settled.insert(path.clone());
+        }
+        Ok(())
     }
 
     fn rmdir(&self, path: &RepoPath) -> Result<(), Errno> {
-        let remove = |dir: std::os::fd::BorrowedFd<'_>, name: &std::ffi::OsStr| {
+        let remove = |dir: BorrowedFd<'_>, name: &OsStr| {
             fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
         };
         match self.beneath.forced(path, remove) {
@@ -346,8 +368,8 @@ impl<'r, 'a> Run<'r, 'a> {
 
     fn spill(&mut self, path: &RepoPath) -> Result<(), Stop> {
         let Some(_) = self.beneath.look(path)? else { return Ok(()) };
-        let failed = std::cell::RefCell::new(None);
-        let spill = std::cell::RefCell::new(&mut *self.on.spill);
+        let failed = RefCell::new(None);
+        let spill = RefCell::new(&mut *self.on.spill);
         let moved = self.beneath.forced(path, |dir, name| {
             let spill: &mut Spill = &mut spill.borrow_mut();
             match spill.take(dir, name, path) {
@@ -457,6 +479,9 @@ impl<'r, 'a> Run<'r, 'a> {
                 self.beneath.forced(path, |dir, old| self.aside.take(dir, old, &ours))?;
                 self.put_back(&name, path)?;
                 self.drop_or_keep(&ours, path, Some(base))?;
+                if judged.is_ok() {
+                    self.settled.insert(path.clone());
+                }
             }
             judged?;
         }
@@ -604,10 +629,13 @@ impl<'r, 'a> Run<'r, 'a> {
     }
 
     fn check_gone(&mut self, path: &RepoPath) -> Result<(), Stop> {
-        if let Some(seen) = self.beneath.look(path)? {
-            // A directory of the base may have taken the place, or the base's own file.
-            let step = self.plan.steps.iter().find(|s| s.path() == path && s.base().is_some());
-            if step.is_some_and(|s| s.base().is_some_and(|b| b.kind == seen.kind)) {
+        if self.beneath.look(path)?.is_some() {
+            // The base's own has taken the place; that is looked at by itself.
+            let plan = self.plan;
+            let of_the_base = self.of_the_base.get_or_init(|| {
+                plan.steps.iter().filter(|s| s.base().is_some()).map(Step::path).collect()
+            });
+            if of_the_base.contains(path) {
                 return Ok(());
             }
             if self.drift_stays() {
@@ -646,6 +674,10 @@ impl<'r, 'a> Run<'r, 'a> {
         let failed =
             |source| RestoreError::Temporary { path: self.aside.path.clone(), source };
         self.beneath.lock_again(|path| own.contains(path)).map_err(|e| failed(e.into()))?;
+        for list in [&mut self.report.drift, &mut self.report.moved_aside] {
+            list.sort_unstable();
+            list.dedup();
+        }
         self.aside.close(&self.beneath).map_err(|e| failed(e.into()))?;
         self.on.spill.sync()?;
         self.beneath.sync().map_err(|e| RestoreError::Sync(e.into()))?;
