@@ -37,3 +37,9 @@ pub mod smallfile;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod workspace;
+mod aside;
+mod beneath;
+pub mod restore;
+pub mod root;
+pub mod spill;
+pub mod undo;
