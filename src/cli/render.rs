@@ -12,7 +12,8 @@ use crate::coordinator::documents::{
     StatusDocument,
 };
 use crate::coordinator::outcome::{Outcome, OutcomeWord};
-use crate::tx::state::{PostCheckOutcome, PostCheckRecord, StateTag};
+use crate::tx::post_check::PostCheckOutcome;
+use crate::tx::state::{PostCheckRecord, StateTag};
 
 /// How many paths are listed before the rest is only counted.
 const SHOWN_PATHS: usize = 10;

@@ -114,11 +114,7 @@ impl<'a> Beneath<'a> {
     }
 
     /// What stands at `name` in a directory.
-    pub(super) fn look_in(
-        &self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-    ) -> Result<Option<Seen>, Errno> {
+    pub(super) fn look_in(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Seen>, Errno> {
         match self.step(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC) {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),

@@ -10,36 +10,33 @@
 //!
 //! # Limitations
 //! SHA-1 repositories with a work tree, without sparse checkout and submodules.
-
-pub mod manifest;
-pub mod names;
-pub mod root;
-pub mod row;
-pub mod rules;
-
-pub mod dir;
-pub mod locks;
-pub mod odb;
-pub mod pack;
-mod packed;
-pub mod refs;
-pub mod store;
-pub mod tree;
 //! (to come)
 
+mod aside;
+mod beneath;
 pub mod configfile;
+pub mod dir;
 pub mod gitconfig;
 pub mod head;
 mod hexbytes;
 pub mod lockfile;
+pub mod locks;
+pub mod manifest;
+pub mod names;
+pub mod odb;
+pub mod pack;
+mod packed;
 pub mod reflog;
-pub mod smallfile;
-#[cfg(test)]
-pub(crate) mod testkit;
-pub mod workspace;
-mod aside;
-mod beneath;
+pub mod refs;
 pub mod restore;
 pub mod root;
+pub mod row;
+pub mod rules;
+pub mod smallfile;
 pub mod spill;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod testkit;
+pub mod tree;
 pub mod undo;
+pub mod workspace;

@@ -352,7 +352,17 @@ mod tests {
         );
         assert_eq!(
             shown(&plan),
-            ["rmdir f/y", "remove f/x", "clear f", "remove d", "mkdir d", "put d/a", "put f", "put l", "mode d"]
+            [
+                "rmdir f/y",
+                "remove f/x",
+                "clear f",
+                "remove d",
+                "mkdir d",
+                "put d/a",
+                "put f",
+                "put l",
+                "mode d"
+            ]
         );
         assert_eq!(plan.blocked, []);
     }
@@ -362,7 +372,11 @@ mod tests {
         let mut moded = change("m", Some(File), Some(File));
         moded.after.as_mut().expect("there").stat.mode = 0o755;
         let plan = planned(
-            vec![change("same", Some(File), Some(File)), moded, change("x", Some(File), Some(File))],
+            vec![
+                change("same", Some(File), Some(File)),
+                moded,
+                change("x", Some(File), Some(File)),
+            ],
             &[("same", 1), ("m", 1), ("x", 2)],
             &[],
         );
@@ -418,7 +432,15 @@ mod tests {
         );
         assert_eq!(
             shown(&plan),
-            ["spill src", "spill repo", "spill huge", "mkdir src", "put+spill grown", "put src/a", "mode src"]
+            [
+                "spill src",
+                "spill repo",
+                "spill huge",
+                "mkdir src",
+                "put+spill grown",
+                "put src/a",
+                "mode src"
+            ]
         );
     }
 

@@ -255,7 +255,7 @@ pub enum Ran {
 }
 
 /// `post_check.outcome` of an outcome document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PostCheckOutcome {
     /// There was none.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::cause::{Cause, QuarantineReason};
 use super::id::{InvalidName, Oid, Pin};
 use super::path::RepoPath;
+use super::post_check::PostCheckOutcome;
 use super::verdict::Status;
 use super::writer::{ProvenDead, TurnResult, WriterRecord};
 
@@ -62,24 +63,6 @@ impl Seal {
     pub fn has_new_commit(&self) -> bool {
         self.candidate != self.sealed_head
     }
-}
-
-/// What the post-check said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PostCheckOutcome {
-    /// There is none.
-    Absent,
-    /// It returned 0.
-    Passed,
-    /// It returned something else, or a signal ended it.
-    Failed,
-    /// It took too long.
-    Timeout,
-    /// It stands at a default place and could not run at open.
-    Misconfigured,
-    /// It is not what was captured.
-    Changed,
 }
 
 /// A post-check's run, as the outcome document shows it.

@@ -48,10 +48,7 @@ enum Judged {
 }
 
 impl<'r, 'a> Run<'r, 'a> {
-    pub(super) fn start(
-        on: &'r mut Restore<'a>,
-        plan: &'r UndoPlan,
-    ) -> Result<Self, RestoreError> {
+    pub(super) fn start(on: &'r mut Restore<'a>, plan: &'r UndoPlan) -> Result<Self, RestoreError> {
         let beneath = Beneath::new(on.root);
         let failed = |source| RestoreError::Temporary { path: on.temporary.clone(), source };
         // The name is ours, but nothing kept the turn from using it.
@@ -67,8 +64,7 @@ impl<'r, 'a> Run<'r, 'a> {
                 .forced(on.temporary, |dir, name| fs::unlinkat(dir, name, AtFlags::empty()))
                 .map_err(|e| failed(e.into()))?;
         }
-        let aside =
-            Aside::open(&beneath, on.temporary.clone()).map_err(|e| failed(e.into()))?;
+        let aside = Aside::open(&beneath, on.temporary.clone()).map_err(|e| failed(e.into()))?;
         let report = RestoreReport::default();
         let (settled, pending) = (HashSet::new(), Vec::new());
         let of_the_base = OnceCell::new();
@@ -242,12 +238,7 @@ impl<'r, 'a> Run<'r, 'a> {
     }
 
     /// Whether the bytes are those of the pin or of the base.
-    fn is_kept(
-        &self,
-        path: &RepoPath,
-        base: Option<&Entry>,
-        seen: &Seen,
-    ) -> Result<bool, Stop> {
+    fn is_kept(&self, path: &RepoPath, base: Option<&Entry>, seen: &Seen) -> Result<bool, Stop> {
         let ids = [self.on.pinned.get(path).copied(), base.map(|b| b.raw)];
         if ids == [None, None] {
             return Ok(false);
@@ -313,9 +304,8 @@ impl<'r, 'a> Run<'r, 'a> {
     }
 
     fn rmdir(&self, path: &RepoPath) -> Result<(), Errno> {
-        let remove = |dir: BorrowedFd<'_>, name: &OsStr| {
-            fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
-        };
+        let remove =
+            |dir: BorrowedFd<'_>, name: &OsStr| fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
         match self.beneath.forced(path, remove) {
             Err(Errno::NOENT) => Ok(()),
             done => done,
@@ -671,8 +661,7 @@ impl<'r, 'a> Run<'r, 'a> {
     pub(super) fn finish(mut self, modes: &[&Step]) -> Result<RestoreReport, RestoreError> {
         self.drop_what_is_kept()?;
         let own: HashSet<&RepoPath> = modes.iter().map(|step| step.path()).collect();
-        let failed =
-            |source| RestoreError::Temporary { path: self.aside.path.clone(), source };
+        let failed = |source| RestoreError::Temporary { path: self.aside.path.clone(), source };
         self.beneath.lock_again(|path| own.contains(path)).map_err(|e| failed(e.into()))?;
         for list in [&mut self.report.drift, &mut self.report.moved_aside] {
             list.sort_unstable();

@@ -451,14 +451,13 @@ fn drift_is_rescued_and_stays_or_goes() {
             let path = RepoPath::new(path).expect("valid");
             assert!(report.drift.contains(&path), "{path} {:?}", report.drift);
         }
-        assert_eq!(
-            fs::read(lab.tree().join("new2/ignored/a")).expect("untouched"),
-            b"ignored"
-        );
+        assert_eq!(fs::read(lab.tree().join("new2/ignored/a")).expect("untouched"), b"ignored");
         let now = list(&lab.tree());
         let bytes = |path: &str| now.get(path.as_bytes()).map(|e| e.2.clone());
         if on_drift == OnDrift::Leave {
-            for (n, path) in ["edited", "mode", "gone", "new/a", "new2/fresh/b", "k/x"].iter().enumerate() {
+            for (n, path) in
+                ["edited", "mode", "gone", "new/a", "new2/fresh/b", "k/x"].iter().enumerate()
+            {
                 assert_eq!(bytes(path), Some(want[n].clone()), "{path}");
             }
             assert!(!now.contains_key(&b"new2/a"[..]));
@@ -628,7 +627,8 @@ fn paths_beyond_path_max_come_back() {
             mkdirat(&here, &*part, Mode::from_raw_mode(0o755)).expect("made");
             here = openat(&here, &*part, OFlags::DIRECTORY, Mode::empty()).expect("opened");
         }
-        let (_, stat) = crate::git::beneath::stat_of(std::os::fd::AsFd::as_fd(&here)).expect("looked");
+        let (_, stat) =
+            crate::git::beneath::stat_of(std::os::fd::AsFd::as_fd(&here)).expect("looked");
         Stat { size: 4, ..stat }
     };
     let entry = |kind, raw, mode| Entry {
@@ -670,7 +670,8 @@ fn paths_beyond_path_max_come_back() {
     .expect("not stopped");
     assert_eq!(report.blocked, []);
     assert_eq!(report.restored, [file, deep]);
-    let found = Command::new("find").arg(dir.path()).args(["-name", "file", "-perm", "640"]).output();
+    let found =
+        Command::new("find").arg(dir.path()).args(["-name", "file", "-perm", "640"]).output();
     assert!(found.expect("find runs").stdout.len() > 8000, "the file is there");
 }
 
@@ -777,11 +778,17 @@ fn immutable_things_are_cleared_or_named() {
         println!("SKIPPED: needs root and a file system with immutable files");
         return;
     }
-    assert!(mark("+a", tree.join("m")) && mark("+a", tree.join("d/new")) && mark("+i", tree.join("d")));
-    let done = Command::new("chown").args(["-R", "65534:65534"]).arg(lab.dir.join("rescue")).status();
+    assert!(
+        mark("+a", tree.join("m")) && mark("+a", tree.join("d/new")) && mark("+i", tree.join("d"))
+    );
+    let done =
+        Command::new("chown").args(["-R", "65534:65534"]).arg(lab.dir.join("rescue")).status();
     assert!(done.expect("chown runs").success());
     let report = as_nobody_on(&lab);
-    assert!(report.contains("f: ") || report.contains("\"f\"") || report.contains("path: f"), "{report}");
+    assert!(
+        report.contains("f: ") || report.contains("\"f\"") || report.contains("path: f"),
+        "{report}"
+    );
     assert_ne!(list(&tree), list(&lab.dir.join("base")), "nobody could not");
     assert_eq!(lab.restore().blocked, []);
     lab.assert_is_base();
@@ -803,9 +810,8 @@ fn a_mount_is_neither_entered_nor_removed() {
         },
     );
     let (tree, canary) = (lab.tree(), lab.dir.join("canary"));
-    let bind = |to: &str| {
-        Command::new("mount").arg("--bind").arg(&canary).arg(tree.join(to)).output()
-    };
+    let bind =
+        |to: &str| Command::new("mount").arg("--bind").arg(&canary).arg(tree.join(to)).output();
     if !is_root() || !bind("new/mnt").is_ok_and(|o| o.status.success()) {
         println!("SKIPPED: needs root and the right to mount");
         return;
