@@ -1,20 +1,21 @@
 //! (to come)
 
 pub mod configfile;
-pub mod gitconfig;
-pub mod head;
-mod hexbytes;
-pub mod lockfile;
-pub mod reflog;
-pub mod smallfile;
-#[cfg(test)]
-pub(crate) mod testkit;
-pub mod workspace;
 pub mod dir;
+pub mod gitconfig;
+mod hexbytes;
+pub mod judge;
+pub mod lockfile;
 pub mod locks;
 pub mod odb;
 pub mod pack;
 mod packed;
+pub mod reflog;
 pub mod refs;
+pub mod refusal;
+pub mod smallfile;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testkit;
 pub mod tree;
+pub mod workspace;
