@@ -27,8 +27,8 @@ use bstr::{BString, ByteSlice as _};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
-use super::head::Head;
 use super::hexbytes;
+use super::refs::Head;
 use super::smallfile::LIMIT;
 use super::workspace::Workspace;
 use crate::tx::id::{AttemptKey, Oid, RefName};
@@ -170,10 +170,11 @@ pub fn judge_moves(
     descends: impl FnOnce(Oid, Oid) -> bool,
 ) -> Moves {
     match seen.head {
-        Head::Branch(on) if on != seen.branch => return Moves::Switched { to: on.to_string() },
+        Head::Branch(on, _) if on != seen.branch => return Moves::Switched { to: on.to_string() },
         Head::Detached(id) if seen.branch.as_str() != "HEAD" => {
             return Moves::Switched { to: id.to_string() };
         }
+        Head::Other(text) => return Moves::Switched { to: text.clone() },
         _ => {}
     }
     let Some(tip) = seen.tip else {

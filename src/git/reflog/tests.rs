@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use super::super::head::{read_head, read_tip};
+use super::super::refs::Refs;
 use super::super::testkit::{Repo, text};
 use super::*;
 use crate::tx::id::AttemptNo;
@@ -22,8 +22,12 @@ struct Open<'a> {
 impl<'a> Open<'a> {
     fn at(repo: &'a Repo, root: &Path) -> Self {
         let workspace = Workspace::discover(root).expect("found");
-        let branch = read_head(&workspace).expect("read").name();
-        let base = read_tip(&workspace, &branch).expect("read").expect("born");
+        let refs = Refs::open(workspace.git_dir(), workspace.common_dir()).expect("opened");
+        let (branch, base) = match refs.head().expect("read") {
+            Head::Branch(name, id) => (name, id.expect("born")),
+            Head::Detached(id) => (RefName("HEAD".to_owned()), id),
+            Head::Other(text) => panic!("{text}"),
+        };
         let log = mark_now(&workspace, &branch).expect("read");
         Self { repo, workspace, branch, base, log, vouched: HashSet::new() }
     }
@@ -45,12 +49,16 @@ impl<'a> Open<'a> {
         text(&sh.output().expect("runs"), &[script]);
     }
 
+    fn refs(&self) -> Refs {
+        Refs::open(self.workspace.git_dir(), self.workspace.common_dir()).expect("opened")
+    }
+
     fn tip(&self) -> Option<Oid> {
-        read_tip(&self.workspace, &self.branch).expect("read")
+        self.refs().get(&self.branch).expect("read")
     }
 
     fn judge(&self) -> Moves {
-        let head = read_head(&self.workspace).expect("read");
+        let head = self.refs().head().expect("read");
         let log = read_since(&self.workspace, &self.branch, &self.log).expect("read");
         let seen = Observed {
             branch: &self.branch,
