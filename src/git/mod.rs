@@ -1,10 +1,15 @@
 //! (to come)
 
 pub mod dir;
+pub mod index;
 pub mod locks;
 pub mod odb;
 pub mod pack;
 mod packed;
+pub mod promote;
 pub mod refs;
 pub mod store;
 pub mod tree;
+
+#[cfg(test)]
+mod store_tests;
