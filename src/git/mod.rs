@@ -29,11 +29,13 @@ pub mod gitconfig;
 mod hexbytes;
 pub mod judge;
 pub mod lockfile;
+pub mod index;
 pub mod locks;
 pub mod odb;
 pub mod pack;
 mod packed;
 pub mod reflog;
+pub mod promote;
 pub mod refs;
 pub mod restore;
 pub mod root;
@@ -49,3 +51,6 @@ pub(crate) mod testkit;
 pub mod tree;
 pub mod undo;
 pub mod workspace;
+
+#[cfg(test)]
+mod store_tests;

@@ -297,15 +297,20 @@ impl Store {
         for id in known.keys() {
             queue.push(Dated { time: self.commit(*id)?.time, id: *id });
         }
+        // How many commits of the tip's side are still to be walked, and the oldest one walked.
         let mut wanted = known.values().filter(|is_base| !**is_base).count();
+        let mut oldest = i64::MAX;
         let mut listed = Vec::new();
         let mut done = HashSet::new();
-        while wanted > 0 {
-            let Some(Dated { id, .. }) = queue.pop() else { break };
+        while let Some(Dated { id, time }) = queue.pop() {
+            // The base's side may still reach what is listed, as long as its clock may be wrong.
+            if wanted == 0 && (listed.is_empty() || time < oldest.saturating_sub(CLOCK_SLACK)) {
+                break;
+            }
             let of_base = known[&id];
-            let first = done.insert(id);
-            if first && !of_base {
+            if done.insert(id) && !of_base {
                 wanted -= 1;
+                oldest = oldest.min(time);
                 listed.push(id);
             }
             for parent in self.commit(id)?.parents {

@@ -1,0 +1,126 @@
+//! Reading, writing, refs, locks, index and promotion, judged by the `git` binary.
+
+mod index;
+mod locks;
+mod pack;
+mod promote;
+mod refs;
+mod store;
+mod tree;
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::store::Store;
+use crate::tx::id::Oid;
+use crate::tx::path::RepoPath;
+
+/// A repository with one commit: `a`, `dir/b`, `dir/sub/c`.
+pub(super) struct Repo {
+    _temp: tempfile::TempDir,
+    pub(super) root: PathBuf,
+}
+
+impl Repo {
+    pub(super) fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("repo");
+        std::fs::create_dir(&root).unwrap();
+        let repo = Self { _temp: temp, root };
+        repo.git(["init", "-q", "-b", "main"]);
+        repo.write("a", "one\n");
+        repo.write("dir/b", "two\n");
+        repo.write("dir/sub/c", "three\n");
+        repo.commit("first");
+        repo
+    }
+
+    pub(super) fn git_dir(&self) -> PathBuf {
+        self.root.join(".git")
+    }
+
+    pub(super) fn write(&self, path: &str, text: &str) {
+        let path = self.root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    pub(super) fn commit(&self, message: &str) -> Oid {
+        self.git(["add", "-A"]);
+        self.git(["commit", "-q", "--allow-empty", "-m", message]);
+        self.id("HEAD")
+    }
+
+    pub(super) fn id(&self, name: &str) -> Oid {
+        self.git(["rev-parse", name]).trim().parse().unwrap()
+    }
+
+    pub(super) fn store(&self) -> Store {
+        Store::open(&self.git_dir()).unwrap()
+    }
+
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new("git");
+        for (key, _) in
+            std::env::vars_os().filter(|(k, _)| k.as_encoded_bytes().starts_with(b"GIT_"))
+        {
+            command.env_remove(key);
+        }
+        for (key, value) in [
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_AUTHOR_NAME", "A U Thor"),
+            ("GIT_AUTHOR_EMAIL", "author@example.com"),
+            ("GIT_COMMITTER_NAME", "C O Mitter"),
+            ("GIT_COMMITTER_EMAIL", "committer@example.com"),
+            ("GIT_AUTHOR_DATE", "1700000000 +0130"),
+            ("GIT_COMMITTER_DATE", "1700000000 -0800"),
+            ("LC_ALL", "C"),
+        ] {
+            command.env(key, value);
+        }
+        command.current_dir(&self.root);
+        command
+    }
+
+    pub(super) fn git<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        self.git_with(args, b"")
+    }
+
+    pub(super) fn git_with<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> String {
+        let (ok, out) = self.try_git(args, input);
+        assert!(ok, "{out}");
+        out
+    }
+
+    pub(super) fn try_git<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &[u8],
+    ) -> (bool, String) {
+        let mut command = self.command();
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        let out = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&out.stderr);
+        if out.status.success() { (true, text) } else { (false, format!("{text}{errors}")) }
+    }
+
+    /// git finds nothing wrong.
+    pub(super) fn fsck(&self) {
+        let (ok, out) = self.try_git(["fsck", "--strict", "--no-dangling"], b"");
+        assert!(ok && !out.contains("error") && !out.contains("warning"), "{out}");
+    }
+}
+
+pub(super) fn path(text: &str) -> RepoPath {
+    RepoPath::new(text).unwrap()
+}
