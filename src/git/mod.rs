@@ -13,7 +13,16 @@
 
 mod aside;
 mod beneath;
+pub mod dir;
+pub mod locks;
+pub mod odb;
+pub mod pack;
+mod packed;
+pub mod pin;
+pub mod refs;
 pub mod restore;
 pub mod root;
 pub mod spill;
+pub mod store;
+pub mod tree;
 pub mod undo;

@@ -1,0 +1,64 @@
+//! Which objects lie in packs of the repository's own folder: those need not be written again.
+//!
+//! A pack is synced by whoever makes it (git and worktx do); a loose object is not by default,
+//! and one that only an alternate has goes away with it. So only "in an own pack" counts as there.
+//!
+//! # Limitations
+//! Index version 2, which git has written since 2007. Ids beyond [`MAX_IDS`] are left out: objects
+//! of such packs are written again, which costs space and nothing else.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use crate::tx::id::Oid;
+
+/// How many ids are held in memory at most: 60 MB of them.
+const MAX_IDS: usize = 3_000_000;
+/// Magic and version of a pack index.
+pub(crate) const IDX_HEADER: [u8; 8] = [0xff, b't', b'O', b'c', 0, 0, 0, 2];
+
+/// The ids of all packs, sorted.
+#[derive(Default)]
+pub(crate) struct PackedIds {
+    tables: Vec<Vec<[u8; 20]>>,
+}
+
+impl PackedIds {
+    /// Reads the tables of the packs beneath an object folder. What cannot be read is left out.
+    pub(crate) fn read(objects: &Path) -> Self {
+        let mut all = Self::default();
+        let mut room = MAX_IDS;
+        let Ok(entries) = std::fs::read_dir(objects.join("pack")) else { return all };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let is_index = path.extension().is_some_and(|e| e == "idx");
+            if is_index && path.with_extension("pack").is_file() {
+                if let Ok(Some(table)) = read_table(&path, room) {
+                    room -= table.len();
+                    all.tables.push(table);
+                }
+            }
+        }
+        all
+    }
+
+    pub(crate) fn contains(&self, id: Oid) -> bool {
+        self.tables.iter().any(|table| table.binary_search(id.as_bytes()).is_ok())
+    }
+}
+
+fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8; 20]>>> {
+    let file = File::open(path)?;
+    let mut head = [0; 8 + 256 * 4];
+    file.read_exact_at(&mut head, 0)?;
+    let count = u32::from_be_bytes(head[head.len() - 4..].try_into().expect("four bytes"));
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let fits = file.metadata()?.len() / 20 >= count as u64;
+    if head[..8] != IDX_HEADER || count > room || !fits {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; count * 20];
+    file.read_exact_at(&mut bytes, head.len() as u64)?;
+    Ok(Some(bytes.chunks_exact(20).map(|id| id.try_into().expect("twenty bytes")).collect()))
+}
