@@ -26,3 +26,8 @@ pub mod spill;
 pub mod store;
 pub mod tree;
 pub mod undo;
+pub mod manifest;
+pub mod names;
+pub mod root;
+pub mod row;
+pub mod rules;

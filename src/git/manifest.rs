@@ -1,0 +1,541 @@
+//! The private, persistent manifest of a workspace: what stood at every path of the base, by
+//! stat data, raw id and git's id, so that a scan reads stat data only.
+//!
+//! An `SQLite` file of its own with one packed row a directory ([`super::row`]). It is a cache with
+//! a duty: while an attempt is unsettled it describes its base, so it is changed only by
+//! [`Manifest::apply`], whole, and a damaged one is an error and never silently made anew.
+//!
+//! A file watcher may feed the same interface later: a change names paths, and touches only the
+//! rows of their directories.
+//!
+//! Order rules: hold the workspace lock. What a row names as raw bytes of an untracked path is
+//! pinned elsewhere before the manifest says so.
+//!
+//! # Limitations
+//! The root itself has no entry. One process at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{
+    Connection, ErrorCode, OptionalExtension as _, Statement, TransactionBehavior, params,
+};
+
+use super::root::RootId;
+use super::row::{Packed, Row};
+use crate::tx::entry::{Entry, Kind};
+use crate::tx::id::Oid;
+use crate::tx::path::RepoPath;
+
+/// `user_version` of the file.
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE dir (path BLOB PRIMARY KEY, entries BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE ignored_rules (path BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE meta (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  generation INTEGER NOT NULL,
+  head_tree BLOB,
+  device INTEGER, inode INTEGER, mount INTEGER
+);
+INSERT INTO meta (one, generation) VALUES (1, 0);
+";
+
+const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
+
+/// The manifest cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// A row or the file is not whole. Where nothing is unsettled, it may be made anew.
+    #[error("the manifest {} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// Written by another version. Where nothing is unsettled, it may be made anew.
+    #[error("the manifest {} has version {found}, known is {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// `SQLite` said no.
+    #[error("the manifest {}: {source}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: rusqlite::Error,
+    },
+}
+
+/// What the manifest describes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Described {
+    /// The tree of the commit that `tracked` is from; `None` where it is empty or never was set.
+    pub head_tree: Option<Oid>,
+    /// The work-tree root.
+    pub root: Option<RootId>,
+}
+
+/// What the manifest describes, and how often it was changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// One more with every change.
+    pub generation: u64,
+    /// See [`Described`].
+    pub described: Described,
+}
+
+/// `.gitignore` files that are ignored themselves, so that they have no entry, by directory
+/// (empty for the root). Their rules count for the base all the same: without the `*` that a
+/// Python environment writes into its own `.gitignore`, all of it would look new.
+pub type IgnoredRules = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// A change to the manifest: the entry that a path has from now on, or none.
+pub type EntryChange = (RepoPath, Option<Entry>);
+
+/// The manifest file, opened.
+#[derive(Debug)]
+pub struct Manifest {
+    db: Connection,
+    path: PathBuf,
+}
+
+/// All of the manifest in memory, packed: about 110 bytes a path.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    rows: HashMap<Box<[u8]>, Row>,
+    ignored_rules: IgnoredRules,
+    meta: Meta,
+}
+
+impl Manifest {
+    /// Opens the file, or makes it. Its folder must be there.
+    pub fn open(path: &Path) -> Result<Self, ManifestError> {
+        let wrong = |source| database(path, source);
+        let mut db = Connection::open(path).map_err(wrong)?;
+        // TRUNCATE: `synchronous=FULL` is enough with it, and a full disk can be opened. Both are
+        // settings of the connection.
+        db.execute_batch(
+            "PRAGMA journal_mode=TRUNCATE; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;
+             PRAGMA cell_size_check=ON;",
+        )
+        .map_err(wrong)?;
+        let found: i64 =
+            db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrong)?;
+        if found == 0 {
+            let tx = db.transaction().map_err(wrong)?;
+            tx.execute_batch(SCHEMA).map_err(wrong)?;
+            tx.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
+            tx.commit().map_err(wrong)?;
+        } else if found != VERSION {
+            return Err(ManifestError::Version { path: path.to_owned(), found });
+        }
+        Ok(Self { db, path: path.to_owned() })
+    }
+
+    /// What it describes.
+    pub fn meta(&self) -> Result<Meta, ManifestError> {
+        let sql = "SELECT generation, head_tree, device, inode, mount FROM meta";
+        let row = self.db.query_row(sql, [], |row| {
+            let number = |at| row.get::<_, Option<i64>>(at).map(|n| n.map(i64::cast_unsigned));
+            Ok((
+                row.get::<_, i64>(0)?,
+                row.get::<_, Option<Vec<u8>>>(1)?,
+                [number(2)?, number(3)?, number(4)?],
+            ))
+        });
+        let (generation, tree, root) = row.map_err(|source| database(&self.path, source))?;
+        let head_tree = match tree.map(<[u8; 20]>::try_from) {
+            None => None,
+            Some(Ok(bytes)) => Some(Oid::from_bytes(bytes)),
+            Some(Err(_)) => return Err(self.damaged("the head tree's id")),
+        };
+        let root = match root {
+            [Some(device), Some(inode), Some(mount)] => Some(RootId { device, inode, mount }),
+            _ => None,
+        };
+        let described = Described { head_tree, root };
+        Ok(Meta { generation: generation.cast_unsigned(), described })
+    }
+
+    /// All of it.
+    pub fn load(&self) -> Result<Snapshot, ManifestError> {
+        let mut snapshot = Snapshot { meta: self.meta()?, ..Snapshot::default() };
+        let wrong = |source| database(&self.path, source);
+        let mut query = self.db.prepare("SELECT path, entries FROM dir").map_err(wrong)?;
+        let mut rows = query.query([]).map_err(wrong)?;
+        while let Some(row) = rows.next().map_err(wrong)? {
+            let path = row.get_ref(0).map_err(wrong)?.as_blob().map_err(|e| wrong(e.into()))?;
+            let entries = row.get_ref(1).map_err(wrong)?.as_blob().map_err(|e| wrong(e.into()))?;
+            let parsed = Row::parse(entries).ok_or_else(|| damaged_row(&self.path, path))?;
+            snapshot.rows.insert(path.into(), parsed);
+        }
+        let mut query = self.db.prepare("SELECT path, bytes FROM ignored_rules").map_err(wrong)?;
+        let mut rows = query.query([]).map_err(wrong)?;
+        while let Some(row) = rows.next().map_err(wrong)? {
+            snapshot.ignored_rules.insert(row.get(0).map_err(wrong)?, row.get(1).map_err(wrong)?);
+        }
+        Ok(snapshot)
+    }
+
+    /// One path, by lookup only.
+    pub fn get(&self, path: &RepoPath) -> Result<Option<Entry>, ManifestError> {
+        let dir = path.parent();
+        let row = self.row(dir.as_ref().map_or(&[], |dir| dir.as_bytes()))?;
+        Ok(row.and_then(|row| row.get(path.name()).map(|child| child.entry())))
+    }
+
+    /// The children of a directory (`None` is the root) by name.
+    pub fn children(&self, dir: Option<&RepoPath>) -> Result<Vec<(Vec<u8>, Entry)>, ManifestError> {
+        let row = self.row(dir.map_or(&[], RepoPath::as_bytes))?;
+        Ok(row.map(|row| row.unpack().into_iter().collect()).unwrap_or_default())
+    }
+
+    /// Changes it in one db transaction, reading and writing only the rows concerned. `rules`
+    /// replaces all rules of ignored `.gitignore` files; `None` leaves them.
+    pub fn apply(
+        &mut self,
+        changes: impl IntoIterator<Item = EntryChange>,
+        rules: Option<&IgnoredRules>,
+        described: Described,
+    ) -> Result<Meta, ManifestError> {
+        let generation = self.meta()?.generation + 1;
+        let path = &self.path;
+        let wrong = |source| database(path, source);
+        let tx =
+            self.db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(wrong)?;
+        {
+            let mut read = tx.prepare(READ_ROW).map_err(wrong)?;
+            let mut write = tx
+                .prepare("INSERT OR REPLACE INTO dir (path, entries) VALUES (?1, ?2)")
+                .map_err(wrong)?;
+            let mut delete = tx.prepare("DELETE FROM dir WHERE path = ?1").map_err(wrong)?;
+            for (dir, children) in by_directory(changes) {
+                let row = read_row(&mut read, path, &dir)?;
+                match merge(row.as_ref(), children) {
+                    Some(row) => write.execute(params![dir, row.as_bytes()]),
+                    None => delete.execute([&dir]),
+                }
+                .map_err(wrong)?;
+            }
+            write_meta(&tx, generation, rules, described).map_err(wrong)?;
+        }
+        tx.commit().map_err(wrong)?;
+        Ok(Meta { generation, described })
+    }
+
+    /// Forgets everything; the generation goes on.
+    pub fn reset(&mut self) -> Result<(), ManifestError> {
+        self.run(
+            "BEGIN IMMEDIATE; DELETE FROM dir; DELETE FROM ignored_rules;
+             UPDATE meta SET generation = generation + 1, head_tree = NULL,
+                             device = NULL, inode = NULL, mount = NULL;
+             COMMIT;",
+        )
+    }
+
+    fn run(&self, sql: &str) -> Result<(), ManifestError> {
+        self.db.execute_batch(sql).map_err(|source| database(&self.path, source))
+    }
+
+    fn row(&self, dir: &[u8]) -> Result<Option<Row>, ManifestError> {
+        let mut read = self.db.prepare(READ_ROW).map_err(|source| database(&self.path, source))?;
+        read_row(&mut read, &self.path, dir)
+    }
+
+    fn damaged(&self, what: &str) -> ManifestError {
+        ManifestError::Damaged { path: self.path.clone(), what: what.to_owned() }
+    }
+}
+
+impl Snapshot {
+    /// What the manifest described when this was loaded.
+    pub const fn meta(&self) -> Meta {
+        self.meta
+    }
+
+    /// The packed children of a directory (empty bytes for the root).
+    pub fn row(&self, dir: &[u8]) -> Option<&Row> {
+        self.rows.get(dir)
+    }
+
+    /// All directories that have children, in no order (empty bytes for the root).
+    pub fn rows(&self) -> impl Iterator<Item = (&[u8], &Row)> {
+        self.rows.iter().map(|(dir, row)| (dir.as_ref(), row))
+    }
+
+    /// One path in its packed form.
+    pub fn packed(&self, path: &RepoPath) -> Option<Packed<'_>> {
+        let bytes = path.as_bytes();
+        let cut = bytes.iter().rposition(|b| *b == b'/');
+        let row = self.rows.get(cut.map_or(&[][..], |cut| &bytes[..cut]))?;
+        row.get(path.name())
+    }
+
+    /// One path.
+    pub fn get(&self, path: &RepoPath) -> Option<Entry> {
+        self.packed(path).map(|packed| packed.entry())
+    }
+
+    /// All paths, directory by directory, in no order of directories.
+    pub fn iter(&self) -> impl Iterator<Item = (RepoPath, Packed<'_>)> {
+        self.rows.iter().flat_map(|(dir, row)| {
+            row.iter().map(move |child| (child_path(dir, child.name), child))
+        })
+    }
+
+    /// How many paths there are, directories included.
+    pub fn len(&self) -> usize {
+        self.rows.values().map(Row::len).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Whether git tracks something beneath a directory.
+    pub fn tracks_beneath(&self, dir: &[u8]) -> bool {
+        let mut stack = vec![dir.to_vec()];
+        while let Some(dir) = stack.pop() {
+            let Some(row) = self.rows.get(dir.as_slice()) else { continue };
+            for child in row.iter() {
+                if child.is_tracked() {
+                    return true;
+                }
+                if child.kind() == Kind::Directory {
+                    stack.push(child_path(&dir, child.name).as_bytes().to_vec());
+                }
+            }
+        }
+        false
+    }
+
+    /// All paths beneath a directory, parents first.
+    pub fn beneath(&self, dir: &[u8]) -> Vec<(RepoPath, Packed<'_>)> {
+        let mut out = Vec::new();
+        let mut stack = vec![dir.to_vec()];
+        while let Some(dir) = stack.pop() {
+            let Some(row) = self.rows.get(dir.as_slice()) else { continue };
+            for child in row.iter() {
+                let path = child_path(&dir, child.name);
+                if child.kind() == Kind::Directory {
+                    stack.push(path.as_bytes().to_vec());
+                }
+                out.push((path, child));
+            }
+        }
+        out
+    }
+
+    /// See [`IgnoredRules`].
+    pub const fn ignored_rules(&self) -> &IgnoredRules {
+        &self.ignored_rules
+    }
+
+    /// The same change as [`Manifest::apply`] makes, in memory only; the generation stays.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = EntryChange>) {
+        for (dir, children) in by_directory(changes) {
+            match merge(self.rows.get(dir.as_slice()), children) {
+                Some(row) => self.rows.insert(dir.into_boxed_slice(), row),
+                None => self.rows.remove(dir.as_slice()),
+            };
+        }
+    }
+}
+
+type Children = Vec<(Vec<u8>, Option<Entry>)>;
+
+fn by_directory(changes: impl IntoIterator<Item = EntryChange>) -> BTreeMap<Vec<u8>, Children> {
+    let mut dirs = BTreeMap::<Vec<u8>, Children>::new();
+    for (path, entry) in changes {
+        let bytes = path.as_bytes();
+        let cut = bytes.iter().rposition(|b| *b == b'/');
+        let dir = cut.map_or(&[][..], |cut| &bytes[..cut]);
+        let child = (path.name().to_vec(), entry);
+        match dirs.get_mut(dir) {
+            Some(children) => children.push(child),
+            None => drop(dirs.insert(dir.to_vec(), vec![child])),
+        }
+    }
+    dirs
+}
+
+fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
+    let mut all = row.map(Row::unpack).unwrap_or_default();
+    for (name, entry) in children {
+        match entry {
+            Some(entry) => all.insert(name, entry),
+            None => all.remove(&name),
+        };
+    }
+    (!all.is_empty()).then(|| Row::pack(&all))
+}
+
+/// The path of a child of a directory of the manifest.
+pub(super) fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
+    let mut bytes = Vec::with_capacity(dir.len() + 1 + name.len());
+    if !dir.is_empty() {
+        bytes.extend(dir);
+        bytes.push(b'/');
+    }
+    bytes.extend(name);
+    RepoPath::new(bytes).expect("names of directories and manifests make a path")
+}
+
+fn read_row(
+    read: &mut Statement<'_>,
+    path: &Path,
+    dir: &[u8],
+) -> Result<Option<Row>, ManifestError> {
+    let bytes: Option<Vec<u8>> = read
+        .query_row([dir], |row| row.get(0))
+        .optional()
+        .map_err(|source| database(path, source))?;
+    bytes.map(|bytes| Row::parse(&bytes).ok_or_else(|| damaged_row(path, dir))).transpose()
+}
+
+fn write_meta(
+    db: &Connection,
+    generation: u64,
+    rules: Option<&IgnoredRules>,
+    described: Described,
+) -> rusqlite::Result<()> {
+    if let Some(rules) = rules {
+        db.execute("DELETE FROM ignored_rules", [])?;
+        let mut insert = db.prepare("INSERT INTO ignored_rules VALUES (?1, ?2)")?;
+        for (dir, bytes) in rules {
+            insert.execute(params![dir, bytes])?;
+        }
+    }
+    let number = |pick: fn(RootId) -> u64| described.root.map(|r| pick(r).cast_signed());
+    db.execute(
+        "UPDATE meta SET generation = ?1, head_tree = ?2, device = ?3, inode = ?4, mount = ?5",
+        params![
+            generation.cast_signed(),
+            described.head_tree.as_ref().map(|tree| tree.as_bytes().as_slice()),
+            number(|root| root.device),
+            number(|root| root.inode),
+            number(|root| root.mount),
+        ],
+    )?;
+    Ok(())
+}
+
+fn damaged_row(path: &Path, dir: &[u8]) -> ManifestError {
+    let what = format!("the row of the directory `{}`", crate::tx::path::quote(dir));
+    ManifestError::Damaged { path: path.to_owned(), what }
+}
+
+fn database(path: &Path, source: rusqlite::Error) -> ManifestError {
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            ManifestError::Damaged { path, what: source.to_string() }
+        }
+        _ => ManifestError::Database { path, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tx::entry::{GIT_FILE, Stat, Tracked};
+
+    fn path(text: &str) -> RepoPath {
+        RepoPath::new(text).expect("valid")
+    }
+
+    fn entry(kind: Kind, tracked: bool) -> Entry {
+        let stat = Stat {
+            mode: 0o644,
+            size: 3,
+            mtime_ns: 4,
+            ctime_ns: 5,
+            inode: 6,
+            links: 1,
+            uid: 0,
+            gid: 0,
+        };
+        let raw = Oid::EMPTY_TREE;
+        let tracked = tracked.then_some(Tracked { blob: raw, mode: GIT_FILE });
+        Entry { kind, stat, stat_is_proof: true, raw, tracked }
+    }
+
+    fn filled(file: &Path) -> Manifest {
+        let mut manifest = Manifest::open(file).expect("opened");
+        let changes = [
+            (path("a"), Some(entry(Kind::Directory, false))),
+            (path("a/b"), Some(entry(Kind::Directory, false))),
+            (path("a/b/file"), Some(entry(Kind::File, true))),
+            (path("a/note"), Some(entry(Kind::File, false))),
+            (path("empty"), Some(entry(Kind::Directory, false))),
+        ];
+        let described = Described {
+            head_tree: Some(Oid::EMPTY_TREE),
+            root: Some(RootId { device: 1, inode: u64::MAX, mount: 3 }),
+        };
+        let rules = IgnoredRules::from([(b"a".to_vec(), b"*".to_vec())]);
+        let meta = manifest.apply(changes, Some(&rules), described).expect("applied");
+        assert_eq!(meta, Meta { generation: 1, described });
+        manifest
+    }
+
+    #[test]
+    fn what_is_applied_is_there_after_opening_again() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("manifest.db");
+        let meta = filled(&file).meta().expect("meta");
+        let mut manifest = Manifest::open(&file).expect("opened");
+        assert_eq!(manifest.meta().expect("meta"), meta);
+        let snapshot = manifest.load().expect("loaded");
+        assert_eq!((snapshot.len(), snapshot.meta()), (5, meta));
+        assert!(snapshot.tracks_beneath(b"a") && !snapshot.tracks_beneath(b"empty"));
+        assert_eq!(snapshot.beneath(b"a").len(), 3);
+        assert_eq!(snapshot.ignored_rules().len(), 1);
+        let file_entry = manifest.get(&path("a/b/file")).expect("read");
+        assert_eq!(file_entry, Some(entry(Kind::File, true)));
+        assert_eq!(snapshot.get(&path("a/b/file")), file_entry);
+        assert_eq!(manifest.get(&path("a/b/none")).expect("read"), None);
+        assert_eq!(manifest.children(None).expect("read").len(), 2);
+
+        // The last child takes the row with it.
+        let meta = manifest.apply([(path("a/b/file"), None)], None, meta.described).expect("done");
+        assert_eq!(meta.generation, 2);
+        let mut in_memory = snapshot;
+        in_memory.apply([(path("a/b/file"), None)]);
+        let loaded = manifest.load().expect("loaded");
+        assert!(loaded.row(b"a/b").is_none() && in_memory.row(b"a/b").is_none());
+        assert_eq!(loaded.ignored_rules().len(), 1);
+        manifest.reset().expect("reset");
+        assert!(manifest.load().expect("loaded").is_empty());
+        assert_eq!(manifest.meta().expect("meta").generation, 3);
+    }
+
+    #[test]
+    fn damage_and_other_versions_are_errors() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("manifest.db");
+        let mut manifest = filled(&file);
+        let spoil =
+            "UPDATE dir SET entries = substr(entries, 1, 20) WHERE path = CAST('a' AS BLOB)";
+        assert_eq!(manifest.db.execute(spoil, []).expect("spoilt"), 1);
+        assert!(matches!(manifest.load(), Err(ManifestError::Damaged { .. })));
+        let change = [(path("b"), None), (path("a/x"), None)];
+        let described = Described::default();
+        let refused = manifest.apply(change, None, described);
+        assert!(matches!(refused, Err(ManifestError::Damaged { .. })));
+        assert_eq!(manifest.meta().expect("meta").generation, 1, "nothing of it is written");
+        manifest.db.pragma_update(None, "user_version", 9).expect("set");
+        drop(manifest);
+        assert!(matches!(Manifest::open(&file), Err(ManifestError::Version { found: 9, .. })));
+        std::fs::write(&file, vec![7; 4096]).expect("written");
+        assert!(matches!(Manifest::open(&file), Err(ManifestError::Damaged { .. })));
+    }
+}
