@@ -149,7 +149,7 @@ impl Lab {
     }
 
     fn changes(&self) -> Vec<Change> {
-        let (base, now) = (list(&self.dir.join("base")), list(&self.tree()));
+        let (base, mut now) = (list(&self.dir.join("base")), list(&self.tree()));
         let look = |root: &str, path: &[u8]| {
             let at = self.dir.join(root).join(std::ffi::OsStr::from_bytes(path));
             let meta = fs::symlink_metadata(at).expect("listed");
@@ -164,6 +164,15 @@ impl Lab {
                 gid: meta.gid(),
             }
         };
+        // The scan does not walk into a repository: what the base has in it is gone for it.
+        let nested: Vec<Vec<u8>> =
+            now.keys().filter_map(|p| p.strip_suffix(b"/.git")).map(<[u8]>::to_vec).collect();
+        now.retain(|path, _| {
+            !nested.iter().any(|n| path.starts_with(n) && path.get(n.len()) == Some(&b'/'))
+        });
+        for path in &nested {
+            now.get_mut(path).expect("listed").0 = Kind::NestedRepository;
+        }
         let paths: HashSet<_> = base.keys().chain(now.keys()).cloned().collect();
         let differs = |path: &Vec<u8>| {
             base.get(path) != now.get(path)
@@ -181,19 +190,12 @@ impl Lab {
         };
         let found = |path: &Vec<u8>| {
             now.get(path).map(|(kind, ..)| {
-                let git = self.tree().join(std::ffi::OsStr::from_bytes(path)).join(".git");
-                let kind = if git.exists() { Kind::NestedRepository } else { *kind };
-                Found { kind, stat: look("tree", path) }
+                Found { kind: *kind, stat: look("tree", path) }
             })
         };
-        let nested: Vec<Vec<u8>> =
-            now.keys().filter_map(|p| p.strip_suffix(b"/.git")).map(<[u8]>::to_vec).collect();
         paths
             .iter()
             .filter(|path| differs(path))
-            .filter(|path| {
-                !nested.iter().any(|n| path.starts_with(n) && path.get(n.len()) == Some(&b'/'))
-            })
             .map(|path| Change {
                 path: RepoPath::new(path.clone()).expect("valid"),
                 before: entry(path),
@@ -507,8 +509,7 @@ fn the_spill_takes_whole_things_unread() {
             },
         )
     };
-    // The scan does not walk into a repository: what the base has in it is gone for it.
-    let report = lab.restore_after(|_| {});
+    let report = lab.restore();
     let names: Vec<_> = report.spilled.iter().map(ToString::to_string).collect();
     assert_eq!(names, ["src", "repo", "huge", "grown"]);
     let listed = Spill::list(&lab.dir.join("spill")).expect("read");
