@@ -45,10 +45,10 @@ impl Repo {
     }
 
     fn hook(&self, text: &str, mode: u32) {
-        self.script(&self.hooks().join(HOOK), text, mode);
+        Self::script(&self.hooks().join(HOOK), text, mode);
     }
 
-    fn script(&self, path: &Path, text: &str, mode: u32) {
+    fn script(path: &Path, text: &str, mode: u32) {
         fs::write(path, text).expect("written");
         fs::set_permissions(path, Permissions::from_mode(mode)).expect("set");
     }
@@ -60,7 +60,7 @@ impl Repo {
             "#!/bin/sh\necho \"args $*\" >>'{0}'\ncat >>'{0}'\nexit {code}\n",
             asked.display()
         );
-        self.script(&self.path("bin/worktx"), &text, 0o755);
+        Self::script(&self.path("bin/worktx"), &text, 0o755);
     }
 
     fn asked(&self) -> String {
@@ -204,7 +204,7 @@ fn what_is_not_ours_to_change_is_refused_and_untouched() {
     }
     let repo = Repo::new();
     let target = repo.path("shared");
-    repo.script(&target, "#!/bin/sh\n", 0o755);
+    Repo::script(&target, "#!/bin/sh\n", 0o755);
     std::os::unix::fs::symlink(&target, repo.hooks().join(HOOK)).expect("a link");
     let error = install(&repo.hooks(), HooksFolder::Outside).expect_err("refused");
     assert!(matches!(error, InstallError::NotAFile { .. }));

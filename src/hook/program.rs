@@ -84,7 +84,7 @@ pub(super) fn interpreters(
 /// A program by its path, as an interpreter (`/bin/sh` for a command), with its own interpreters.
 pub(super) fn program(name: &str, lookup: Lookup<'_>) -> Result<Vec<Interpreter>, Unrunnable> {
     let mut found = Vec::new();
-    let head = push(name.as_bytes(), lookup.cwd.join(name), lookup, &mut found)?;
+    let head = push(name.as_bytes(), &lookup.cwd.join(name), lookup, &mut found)?;
     follow(&head, lookup, &mut found)?;
     Ok(found)
 }
@@ -95,7 +95,7 @@ fn follow(head: &[u8], lookup: Lookup<'_>, found: &mut Vec<Interpreter>) -> Resu
         Format::None => return Err(Unrunnable::NoFormat),
         Format::Script { interpreter, argument } => (interpreter, argument),
     };
-    let inner = push(name, lookup.cwd.join(OsStr::from_bytes(name)), lookup, found)?;
+    let inner = push(name, &lookup.cwd.join(OsStr::from_bytes(name)), lookup, found)?;
     let nameless = |error, name: &[u8]| match error {
         Unrunnable::NoFormat => no_interpreter(name),
         other => other,
@@ -106,7 +106,7 @@ fn follow(head: &[u8], lookup: Lookup<'_>, found: &mut Vec<Interpreter>) -> Resu
     };
     follow(&inner, lookup, found).map_err(|error| nameless(error, name))?;
     let path = search(&target, lookup).ok_or_else(|| no_interpreter(&target))?;
-    let inner = push(&target, path, lookup, found)?;
+    let inner = push(&target, &path, lookup, found)?;
     match follow(&inner, lookup, found) {
         // `env` starts it as a shell would: what has no format is given to `sh`.
         Err(Unrunnable::NoFormat) => Ok(()),
@@ -117,7 +117,7 @@ fn follow(head: &[u8], lookup: Lookup<'_>, found: &mut Vec<Interpreter>) -> Resu
 /// Adds an interpreter, and gives back its head.
 fn push(
     name: &[u8],
-    path: PathBuf,
+    path: &Path,
     lookup: Lookup<'_>,
     found: &mut Vec<Interpreter>,
 ) -> Result<Vec<u8>, Unrunnable> {
