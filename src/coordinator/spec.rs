@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::git::gitconfig::{GitConfig, Identity};
+use crate::git::reflog::LogMark;
 use crate::git::workspace::Workspace;
 use crate::tx::id::{AttemptKey, AttemptNo, Oid, RefName, RefPrefix};
 use crate::tx::path::RepoPath;
@@ -36,8 +37,8 @@ pub struct AttemptSpec {
     pub post_check: Capture,
     /// The command, for people; bytes that are no UTF-8 are replaced.
     pub command: Vec<String>,
-    /// How long the reflog of the branch was, in bytes.
-    pub log_length: u64,
+    /// Where the reflog of the branch ended.
+    pub log: LogMark,
     /// What the index meant at open, in hex.
     pub index_meaning: String,
     /// The digest of the index file at open, in hex; `None` where there was none.
@@ -65,11 +66,6 @@ impl AttemptSpec {
     /// The branch as people call it.
     pub fn branch_name(&self) -> &str {
         self.branch.as_ref().map_or("HEAD", RefName::short)
-    }
-
-    /// What marks the turn's own moves of the branch in the reflog.
-    pub fn mark(key: &AttemptKey) -> String {
-        format!("worktx {key}")
     }
 
     /// The command as a shell would take it.
