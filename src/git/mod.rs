@@ -11,8 +11,12 @@
 //! # Limitations
 //! SHA-1 repositories with a work tree, without sparse checkout and submodules.
 
+pub mod attributes;
+pub mod convert;
 pub mod manifest;
 pub mod names;
 pub mod root;
 pub mod row;
 pub mod rules;
+pub mod scan;
+mod walk;
