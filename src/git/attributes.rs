@@ -158,6 +158,11 @@ impl Attributes {
         self.may_convert
     }
 
+    /// Whether any path at all may ask for a conversion that worktx does not perform.
+    pub const fn may_refuse(&self) -> bool {
+        self.may_refuse
+    }
+
     /// Those of the paths that ask for a conversion that worktx does not perform. Links and
     /// directories take none: do not ask for them.
     pub fn unsupported<'p>(

@@ -12,9 +12,12 @@
 //! SHA-1 repositories with a work tree, without sparse checkout and submodules.
 
 pub mod attributes;
+pub mod baseline;
 pub mod convert;
+mod listing;
 pub mod manifest;
 pub mod names;
+mod pool;
 pub mod root;
 pub mod row;
 pub mod rules;

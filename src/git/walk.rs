@@ -8,18 +8,18 @@
 //! # Limitations
 //! The threads read only. Which of several errors is returned is not defined.
 
-use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
 
-use rustix::fs::{FileType, RawDir};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
+use super::listing::{LISTING, MAX_NAMES, Names};
 use super::manifest::child_path;
+use super::pool::{Pool, Task, View};
 use super::root::{LIST, RootError, Seen, marks_repository, open_once, seen_at};
 use super::row::{Packed, Row};
-use super::rules::{GITIGNORE, Level, RulesError, read_rules};
+use super::rules::{GITIGNORE, RulesError, read_rules};
 use super::scan::{NewDirectories, Scan, ScanError, ScanRequest};
 use crate::base::clock::file_clock_ns;
 use crate::tx::entry::{Change, Entry, Found, Kind, Stat};
@@ -27,34 +27,13 @@ use crate::tx::path::RepoPath;
 
 /// How many names one thread looks at before a second one is worth its start.
 const ALONE: u64 = 2_000;
-/// The most names of one directory.
-const MAX_NAMES: usize = 4_000_000;
-/// The buffer for a listing.
-const LISTING: usize = 64 << 10;
 
 const DOT_GIT: &[u8] = b".git";
 const GITATTRIBUTES: &[u8] = b".gitattributes";
 
 pub(super) fn walk(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
     let started_ns = file_clock_ns();
-    let view = View { level: None, ignored: false };
-    let root = Task {
-        dir: Vec::new(),
-        depth: 0,
-        base: view.clone(),
-        turn: view,
-        excluded: false,
-        stat: None,
-        pending: None,
-    };
-    let pool = Pool {
-        request,
-        queue: Mutex::new(Queue { tasks: vec![root], busy: 0, stop: false }),
-        wake: Condvar::new(),
-        looked_at: AtomicU64::new(0),
-        changes: AtomicU64::new(0),
-        path_bytes: AtomicU64::new(0),
-    };
+    let pool = Pool::new(request);
     let mut first = Worker::new(&pool);
     let alone = first.run(ALONE);
     let mut all = if alone.is_ok() && !pool.queue().tasks.is_empty() {
@@ -89,132 +68,6 @@ fn join(mut one: Scan, other: Scan) -> Scan {
     one.dropped.extend(other.dropped);
     one.ignored_rules.extend(other.ignored_rules);
     one
-}
-
-/// The ignore rules of one view at a directory.
-#[derive(Clone)]
-struct View {
-    level: Level,
-    /// The directory, or one above it, is ignored.
-    ignored: bool,
-}
-
-impl View {
-    fn is(&self, other: &Self) -> bool {
-        let same_level = match (&self.level, &other.level) {
-            (None, None) => true,
-            (Some(a), Some(b)) => std::sync::Arc::ptr_eq(a, b),
-            _ => false,
-        };
-        same_level && self.ignored == other.ignored
-    }
-}
-
-/// A directory still to be walked.
-struct Task {
-    /// Empty for the root.
-    dir: Vec<u8>,
-    depth: u32,
-    base: View,
-    turn: View,
-    excluded: bool,
-    /// What its parent saw; none of the root.
-    stat: Option<Stat>,
-    /// The change of the directory itself, told once it is known whether it is a repository.
-    pending: Option<Box<Change>>,
-}
-
-struct Queue {
-    tasks: Vec<Task>,
-    busy: usize,
-    stop: bool,
-}
-
-struct Pool<'a> {
-    request: &'a ScanRequest<'a>,
-    queue: Mutex<Queue>,
-    wake: Condvar,
-    looked_at: AtomicU64,
-    changes: AtomicU64,
-    path_bytes: AtomicU64,
-}
-
-impl Pool<'_> {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next directory; `None` when all are done, or one failed.
-    fn next(&self) -> Option<Task> {
-        let mut queue = self.queue();
-        loop {
-            if queue.stop {
-                return None;
-            }
-            if let Some(task) = queue.tasks.pop() {
-                queue.busy += 1;
-                return Some(task);
-            }
-            if queue.busy == 0 {
-                return None;
-            }
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn done(&self, children: &mut Vec<Task>, stop: bool) {
-        let mut queue = self.queue();
-        queue.tasks.append(children);
-        queue.busy -= 1;
-        queue.stop |= stop;
-        drop(queue);
-        self.wake.notify_all();
-    }
-}
-
-/// The names of one directory, sorted, in one piece of memory.
-#[derive(Default)]
-struct Names {
-    bytes: Vec<u8>,
-    /// Start and end (of the zero that ends it) in `bytes`.
-    list: Vec<(usize, usize, FileType)>,
-}
-
-impl Names {
-    fn read(&mut self, dir: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), Errno> {
-        self.bytes.clear();
-        self.list.clear();
-        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes_with_nul();
-            if name == b".\0" || name == b"..\0" {
-                continue;
-            }
-            let start = self.bytes.len();
-            self.bytes.extend(name);
-            self.list.push((start, self.bytes.len() - 1, entry.file_type()));
-            if self.list.len() > MAX_NAMES {
-                return Err(Errno::OVERFLOW);
-            }
-        }
-        let bytes = &self.bytes;
-        self.list.sort_unstable_by(|a, b| bytes[a.0..a.1].cmp(&bytes[b.0..b.1]));
-        Ok(())
-    }
-
-    fn name(&self, at: usize) -> Option<&[u8]> {
-        self.list.get(at).map(|(start, end, _)| &self.bytes[*start..*end])
-    }
-
-    fn c_name(&self, at: usize) -> &CStr {
-        let (start, end, _) = self.list[at];
-        CStr::from_bytes_with_nul(&self.bytes[start..=end]).expect("ends with its only zero")
-    }
-
-    fn find(&self, name: &[u8]) -> Option<usize> {
-        self.list.binary_search_by(|(start, end, _)| self.bytes[*start..*end].cmp(name)).ok()
-    }
 }
 
 struct Worker<'a> {
@@ -325,7 +178,7 @@ impl<'a> Worker<'a> {
         let row = request.snapshot.row(&task.dir);
         let mut repository = None;
         if !is_root && let Some(at) = names.find(DOT_GIT) {
-            let seen = self.look(fd.as_fd(), names, at, &task.dir)?;
+            let seen = look(fd.as_fd(), names, at, &task.dir)?;
             repository = seen.filter(|seen| marks_repository(seen.kind));
         }
         if repository.is_some() {
@@ -496,7 +349,7 @@ impl<'a> Worker<'a> {
         let is_dir = match names.list[at].2 {
             FileType::Directory => true,
             FileType::Unknown => {
-                seen = self.look(here.fd, names, at, &here.task.dir)?;
+                seen = look(here.fd, names, at, &here.task.dir)?;
                 seen.as_ref().is_some_and(|seen| seen.kind == Kind::Directory)
             }
             _ => false,
@@ -506,7 +359,7 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         if seen.is_none() {
-            seen = self.look(here.fd, names, at, &here.task.dir)?;
+            seen = look(here.fd, names, at, &here.task.dir)?;
         }
         let Some(seen) = seen else { return Ok(()) };
         let after = Found { kind: self.request.root.kind_of(&seen), stat: seen.stat };
@@ -566,7 +419,7 @@ impl<'a> Worker<'a> {
         known: Packed<'_>,
     ) -> Result<(), ScanError> {
         let request = self.request;
-        let Some(seen) = self.look(here.fd, names, at, &here.task.dir)? else {
+        let Some(seen) = look(here.fd, names, at, &here.task.dir)? else {
             return self.missing(here, known);
         };
         let establishing = request.base.is_none();
@@ -659,23 +512,6 @@ impl<'a> Worker<'a> {
         self.out.dropped.push(path);
     }
 
-    fn look(
-        &self,
-        fd: BorrowedFd<'_>,
-        names: &Names,
-        at: usize,
-        dir: &[u8],
-    ) -> Result<Option<Seen>, ScanError> {
-        match seen_at(fd, names.c_name(at)) {
-            Ok(seen) => Ok(Some(seen)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => {
-                let path = child_path(dir, names.name(at).unwrap_or_default());
-                Err(RootError::at(&path, errno).into())
-            }
-        }
-    }
-
     fn path_here(&self) -> RepoPath {
         RepoPath::new(self.path.as_slice()).expect("names of a listing make a path")
     }
@@ -700,16 +536,7 @@ impl<'a> Worker<'a> {
     }
 
     fn emit(&mut self, change: Change) -> Result<(), ScanError> {
-        let limits = self.request.limits;
-        if self.pool.changes.fetch_add(1, Ordering::Relaxed) >= limits.changes {
-            return Err(ScanError::TooMany { what: "changes", limit: limits.changes });
-        }
-        let length = change.path.as_bytes().len() as u64;
-        let bytes = self.pool.path_bytes.fetch_add(length, Ordering::Relaxed) + length;
-        if bytes > limits.path_bytes {
-            let limit = limits.path_bytes;
-            return Err(ScanError::TooMany { what: "bytes of paths of changes", limit });
-        }
+        self.pool.count(&change)?;
         self.out.changes.push(change);
         Ok(())
     }
@@ -719,4 +546,21 @@ impl<'a> Worker<'a> {
 fn same_stat(a: &Stat, b: &Stat) -> bool {
     let is = |stat: &Stat| (stat.mode, stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode);
     is(a) == is(b)
+}
+
+/// What stands at a name; `None` where it has gone since the listing.
+fn look(
+    fd: BorrowedFd<'_>,
+    names: &Names,
+    at: usize,
+    dir: &[u8],
+) -> Result<Option<Seen>, ScanError> {
+    match seen_at(fd, names.c_name(at)) {
+        Ok(seen) => Ok(Some(seen)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => {
+            let path = child_path(dir, names.name(at).unwrap_or_default());
+            Err(RootError::at(&path, errno).into())
+        }
+    }
 }
