@@ -44,3 +44,15 @@ pub mod undo;
 pub mod workspace;
 #[cfg(test)]
 pub(crate) mod testkit;
+pub mod attributes;
+pub mod baseline;
+pub mod convert;
+mod listing;
+pub mod manifest;
+pub mod names;
+mod pool;
+pub mod root;
+pub mod row;
+pub mod rules;
+pub mod scan;
+mod walk;
