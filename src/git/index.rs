@@ -221,7 +221,11 @@ impl Index {
         if raw.mode() == GIT_TREE || name.ends_with(b"/") {
             return Err(IndexError::Sparse);
         }
-        if name.is_empty() || name.split(|b| *b == b'/').any(|p| matches!(p, b"" | b"." | b"..")) {
+        // Only the entries that replace those of a shared index have no name.
+        if name.is_empty() {
+            return Err(IndexError::Split);
+        }
+        if name.split(|b| *b == b'/').any(|p| matches!(p, b"" | b"." | b"..")) {
             return Err(bad("a path that is none"));
         }
         if let Some(last) = self.entries.last() {
