@@ -26,3 +26,6 @@ pub use crate::tx::post_check::{
     Capture, Difference, Interpreter, Judged, Origin, PostCheckChoice, PostCheckDecision,
     PostCheckOutcome, Ran, Ready, Recheck, Step, Unrunnable, after_run, before_run,
 };
+
+#[cfg(test)]
+mod examples_tests;
