@@ -342,6 +342,35 @@ fn what_was_acknowledged_outlives_a_kill() {
     }
 }
 
+#[test]
+fn a_reader_rolls_a_crashed_write_back() {
+    let Fixture { mut ledger, dir } = fixture();
+    for n in 0..40 {
+        open(&mut ledger, &id(&format!("e{n}")));
+    }
+    let path = ledger.path().to_owned();
+    let before = sqlite3(&path, ".dump").expect("read");
+    // A write that has reached the file and is not committed; a copy of both is what a crash
+    // would leave.
+    let writer = rusqlite::Connection::open(&path).expect("opened");
+    writer
+        .execute_batch(
+            "PRAGMA journal_mode = PERSIST; PRAGMA cache_size = 1; BEGIN IMMEDIATE;
+             UPDATE attempt SET data = json_quote(hex(zeroblob(9000)));
+             UPDATE execution SET error = 'half';",
+        )
+        .expect("written");
+    let crashed = dir.path().join("state/crashed.db");
+    std::fs::copy(&path, &crashed).expect("copied");
+    std::fs::copy(journal_of(&path), journal_of(&crashed)).expect("copied");
+    drop(writer);
+    assert_ne!(std::fs::read(&crashed).expect("read"), std::fs::read(&path).expect("read"));
+    let reader = Ledger::open(&crashed, Mode::ReadOnly).expect("rolled back");
+    assert_eq!(reader.attempts(&Filter::default()).expect("read").len(), 40);
+    assert!(!journal_of(&crashed).exists(), "rolled back, for good");
+    assert_eq!(sqlite3(&crashed, ".dump").expect("read"), before);
+}
+
 /// The marker of a child's lines among those of the test harness.
 const SAYS: &str = "child says: ";
 
