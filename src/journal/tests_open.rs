@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::open::{APPLICATION_ID, KNOWN, journal_of};
-use super::tests::{Fixture, change, fixture, id, in_state, open, sqlite3};
+use super::tests::{Fixture, change, fixture, id, in_state, open, owner, sqlite3, workspace};
 use super::*;
 use crate::tx::state::{AttemptRecord, StateTag, TxState};
 
@@ -290,9 +290,18 @@ fn on_a_full_disk_an_attempt_that_is_open_settles_and_a_new_one_is_refused() {
         }
     };
     assert!(matches!(error, LedgerError::Full { .. }), "{error}");
-    let free: i64 =
-        ledger.db.pragma_query_value(None, "freelist_count", |row| row.get(0)).expect("read");
-    assert!(free < 256, "the reserve was used: {free}");
+    // Too little is left of the reserve to begin another attempt: nothing is half open then.
+    let (execution, workspace, owner) = (id("f"), workspace("main"), owner(1));
+    let new = NewAttempt {
+        execution: &execution,
+        largest_in_refs: None,
+        workspace: &workspace,
+        owner: &owner,
+        claim_token: None,
+    };
+    let error = ledger.open_attempt(&new, |_| panic!("not asked")).expect_err("full");
+    assert!(matches!(error, LedgerError::Full { .. }), "{error}");
+    assert_eq!(ledger.execution(&execution).expect("read"), None);
     drop((filler, ledger));
     drop(unmount);
 }
