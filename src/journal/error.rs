@@ -1,7 +1,7 @@
 //! What can go wrong with a ledger, by what one does about it.
 //!
 //! # Limitations
-//! SQLite does not say which process holds a lock.
+//! `SQLite` does not say which process holds a lock.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub enum LedgerError {
     ReadOnly {
         /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// What `SQLite` says.
         why: String,
     },
     /// No space is left. Nothing was written.
@@ -109,7 +109,7 @@ pub enum LedgerError {
     NeedsRecovery {
         /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// What `SQLite` says.
         why: String,
     },
     /// The ledger was opened for reading.
@@ -119,7 +119,7 @@ pub enum LedgerError {
         path: PathBuf,
     },
     /// The state is not the expected one: somebody else has moved the attempt. Nothing was written.
-    #[error("attempt {key} is not in state {expected} at revision {rev}: {}", found_text(.found))]
+    #[error("attempt {key} is not in state {expected} at revision {rev}: {}", found_text(.found.as_ref()))]
     Stale {
         /// The attempt.
         key: AttemptKey,
@@ -184,7 +184,7 @@ pub enum LedgerError {
         /// Why.
         source: io::Error,
     },
-    /// Everything else that SQLite says: a rule of the schema was broken, memory ran out.
+    /// Everything else that `SQLite` says: a rule of the schema was broken, memory ran out.
     #[error("the ledger {path}")]
     Sqlite {
         /// The file.
@@ -198,14 +198,14 @@ pub enum LedgerError {
 /// takes a few; this is for a machine that hardly moves.
 pub(super) const LOCK_WAIT_MS: u64 = 10_000;
 
-fn found_text(found: &Option<(String, u64)>) -> String {
+fn found_text(found: Option<&(String, u64)>) -> String {
     match found {
         Some((state, rev)) => format!("it is {state} at {rev}"),
         None => "there is no such attempt".to_owned(),
     }
 }
 
-/// Sorts what SQLite says by what one does about it.
+/// Sorts what `SQLite` says by what one does about it.
 pub(super) fn fault(path: &Path, error: rusqlite::Error) -> LedgerError {
     let path = path.to_owned();
     let why = error.to_string();

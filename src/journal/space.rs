@@ -1,12 +1,13 @@
 //! Space that is the ledger's before it is needed, so that an attempt which has begun can record
 //! its way to the end on a full disk: free pages inside the file, and the kept rollback journal.
 //!
-//! Order rules: taken when a ledger is made and before an attempt is opened, where a full disk is
-//! only a refusal. Never while an attempt is under way.
+//! Order rules: taken before an attempt is opened, where a full disk is only a refusal. Never while an attempt is under way.
 //!
 //! # Limitations
 //! Enough for some hundred changes of state of usual size, not for an outcome of megabytes. A file
-//! system that does not overwrite in place (btrfs) needs new blocks all the same.
+//! system that does not overwrite in place (btrfs) needs new blocks all the same. Where a crash cut
+//! a write off, rolling it back gives the journal's blocks to the file system: whoever is faster on
+//! a full disk has them.
 
 use std::path::Path;
 
@@ -35,7 +36,7 @@ pub(super) fn keep(db: &Connection, journal: &Path) -> rusqlite::Result<()> {
 }
 
 /// Takes space: pages are written and given back to the file, not to the file system.
-pub(super) fn take(db: &Connection) -> rusqlite::Result<()> {
+fn take(db: &Connection) -> rusqlite::Result<()> {
     // Two transactions: pages that come and go within one are never written.
     let tx = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     tx.execute("DELETE FROM reserve", [])?;
@@ -44,7 +45,7 @@ pub(super) fn take(db: &Connection) -> rusqlite::Result<()> {
     let tx = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     // Overwriting journals every page first: this is what makes the journal long.
     let mut bytes = tx.blob_open("main", "reserve", "bytes", 1, false)?;
-    bytes.write_at(&[1; JOURNAL_BYTES], 0)?;
+    bytes.write_at(&vec![1; JOURNAL_BYTES], 0)?;
     bytes.close()?;
     tx.execute("DELETE FROM reserve", [])?;
     tx.commit()

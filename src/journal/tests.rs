@@ -287,7 +287,10 @@ fn lists_go_by_what_is_asked_for() {
     let of_a = Filter { execution: Some(id("a")), ..Filter::default() };
     assert_eq!(keys(of_a), [second.clone(), first.clone()]);
     assert_eq!(keys(Filter { limit: Some(1), ..Filter::default() }), [third]);
-    assert_eq!(keys(Filter { settled: Some(true), ..Filter::default() }), [first.clone()]);
+    assert_eq!(
+        keys(Filter { settled: Some(true), ..Filter::default() }),
+        std::slice::from_ref(&first)
+    );
     let rolled = Filter { state: Some(StateTag::RolledBack), ..Filter::default() };
     assert_eq!(keys(rolled), [first]);
     assert!(keys(Filter { workspace: Some("x".to_owned()), ..Filter::default() }).is_empty());

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::open::{APPLICATION_ID, KNOWN, journal_of};
-use super::tests::{Fixture, change, fixture, id, in_state, open, sqlite3};
+use super::tests::{Fixture, change, fixture, id, in_state, open, owner, sqlite3, workspace};
 use super::*;
 use crate::tx::state::{AttemptRecord, StateTag, TxState};
 
@@ -290,9 +290,18 @@ fn on_a_full_disk_an_attempt_that_is_open_settles_and_a_new_one_is_refused() {
         }
     };
     assert!(matches!(error, LedgerError::Full { .. }), "{error}");
-    let free: i64 =
-        ledger.db.pragma_query_value(None, "freelist_count", |row| row.get(0)).expect("read");
-    assert!(free < 256, "the reserve was used: {free}");
+    // Too little is left of the reserve to begin another attempt: nothing is half open then.
+    let (execution, workspace, owner) = (id("f"), workspace("main"), owner(1));
+    let new = NewAttempt {
+        execution: &execution,
+        largest_in_refs: None,
+        workspace: &workspace,
+        owner: &owner,
+        claim_token: None,
+    };
+    let error = ledger.open_attempt(&new, |_| panic!("not asked")).expect_err("full");
+    assert!(matches!(error, LedgerError::Full { .. }), "{error}");
+    assert_eq!(ledger.execution(&execution).expect("read"), None);
     drop((filler, ledger));
     drop(unmount);
 }
@@ -340,6 +349,35 @@ fn what_was_acknowledged_outlives_a_kill() {
         assert_eq!(events.len() as u64, attempt.rev + 1, "each change has its event");
         assert_eq!(sqlite3(ledger.path(), "PRAGMA integrity_check").as_deref(), Ok("ok"));
     }
+}
+
+#[test]
+fn a_reader_rolls_a_crashed_write_back() {
+    let Fixture { mut ledger, dir } = fixture();
+    for n in 0..40 {
+        open(&mut ledger, &id(&format!("e{n}")));
+    }
+    let path = ledger.path().to_owned();
+    let before = sqlite3(&path, ".dump").expect("read");
+    // A write that has reached the file and is not committed; a copy of both is what a crash
+    // would leave.
+    let writer = rusqlite::Connection::open(&path).expect("opened");
+    writer
+        .execute_batch(
+            "PRAGMA journal_mode = PERSIST; PRAGMA cache_size = 1; BEGIN IMMEDIATE;
+             UPDATE attempt SET data = json_quote(hex(zeroblob(9000)));
+             UPDATE execution SET error = 'half';",
+        )
+        .expect("written");
+    let crashed = dir.path().join("state/crashed.db");
+    std::fs::copy(&path, &crashed).expect("copied");
+    std::fs::copy(journal_of(&path), journal_of(&crashed)).expect("copied");
+    drop(writer);
+    assert_ne!(std::fs::read(&crashed).expect("read"), std::fs::read(&path).expect("read"));
+    let reader = Ledger::open(&crashed, Mode::ReadOnly).expect("rolled back");
+    assert_eq!(reader.attempts(&Filter::default()).expect("read").len(), 40);
+    assert!(!journal_of(&crashed).exists(), "rolled back, for good");
+    assert_eq!(sqlite3(&crashed, ".dump").expect("read"), before);
 }
 
 /// The marker of a child's lines among those of the test harness.
