@@ -150,8 +150,7 @@ impl Aside {
                 fs::symlinkat(OsStr::from_bytes(&target), &self.dir, half)?;
             }
             Kind::Fifo | Kind::Socket => {
-                let kind =
-                    if base.kind == Kind::Fifo { FileType::Fifo } else { FileType::Socket };
+                let kind = if base.kind == Kind::Fifo { FileType::Fifo } else { FileType::Socket };
                 fs::mknodat(&self.dir, half, kind, Mode::from_raw_mode(0o600), 0)?;
             }
             other => return Err(MakeError::Kind(other)),

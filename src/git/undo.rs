@@ -235,7 +235,10 @@ impl Sorter<'_> {
                 }
                 _ => true,
             };
-            if !same_bytes {
+            // A mode set on an inode with other names would show under them too, and those may
+            // lie outside: such a file is replaced.
+            let shared = base.kind != Kind::Directory && found.stat.links > 1;
+            if !same_bytes || (shared && !same_mode_and_owner(&base, found)) {
                 let spill = self.rules.too_large.contains(&path);
                 self.bring_back(path, base, spill, plan);
             } else if base.kind != Kind::Symlink && !same_mode_and_owner(&base, found) {
@@ -352,7 +355,17 @@ mod tests {
         );
         assert_eq!(
             shown(&plan),
-            ["rmdir f/y", "remove f/x", "clear f", "remove d", "mkdir d", "put d/a", "put f", "put l", "mode d"]
+            [
+                "rmdir f/y",
+                "remove f/x",
+                "clear f",
+                "remove d",
+                "mkdir d",
+                "put d/a",
+                "put f",
+                "put l",
+                "mode d"
+            ]
         );
         assert_eq!(plan.blocked, []);
     }
@@ -362,7 +375,11 @@ mod tests {
         let mut moded = change("m", Some(File), Some(File));
         moded.after.as_mut().expect("there").stat.mode = 0o755;
         let plan = planned(
-            vec![change("same", Some(File), Some(File)), moded, change("x", Some(File), Some(File))],
+            vec![
+                change("same", Some(File), Some(File)),
+                moded,
+                change("x", Some(File), Some(File)),
+            ],
             &[("same", 1), ("m", 1), ("x", 2)],
             &[],
         );
@@ -418,7 +435,15 @@ mod tests {
         );
         assert_eq!(
             shown(&plan),
-            ["spill src", "spill repo", "spill huge", "mkdir src", "put+spill grown", "put src/a", "mode src"]
+            [
+                "spill src",
+                "spill repo",
+                "spill huge",
+                "mkdir src",
+                "put+spill grown",
+                "put src/a",
+                "mode src"
+            ]
         );
     }
 
