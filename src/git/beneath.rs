@@ -66,14 +66,14 @@ impl<'a> Beneath<'a> {
                 done => return done,
             }
         }
-        let mut here = self.step(self.root, b".", flags)?;
+        let mut here = Self::step(self.root, b".", flags)?;
         let Some(path) = path else { return Ok(here) };
         let mut so_far: Option<RepoPath> = None;
         for part in path.parts() {
-            let next = match self.step(here.as_fd(), part, flags) {
+            let next = match Self::step(here.as_fd(), part, flags) {
                 Err(Errno::ACCESS) => {
                     self.unlock(here.as_fd(), so_far.as_ref())?;
-                    self.step(here.as_fd(), part, flags)?
+                    Self::step(here.as_fd(), part, flags)?
                 }
                 done => done?,
             };
@@ -83,7 +83,7 @@ impl<'a> Beneath<'a> {
         Ok(here)
     }
 
-    fn step(&self, at: BorrowedFd<'_>, part: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    fn step(at: BorrowedFd<'_>, part: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut tries = 0;
         loop {
             match fs::openat2(at, OsStr::from_bytes(part), flags, Mode::empty(), STAY) {
@@ -104,18 +104,18 @@ impl<'a> Beneath<'a> {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
             done => done?,
         };
-        match self.look_in(parent.as_fd(), path.name()) {
+        match Self::look_in(parent.as_fd(), path.name()) {
             Err(Errno::ACCESS) => {
                 self.unlock(parent.as_fd(), path.parent().as_ref())?;
-                self.look_in(parent.as_fd(), path.name())
+                Self::look_in(parent.as_fd(), path.name())
             }
             done => done,
         }
     }
 
     /// What stands at `name` in a directory.
-    pub(super) fn look_in(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Seen>, Errno> {
-        match self.step(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC) {
+    pub(super) fn look_in(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Seen>, Errno> {
+        match Self::step(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC) {
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
             Ok(handle) => {
@@ -145,8 +145,9 @@ impl<'a> Beneath<'a> {
             done => return done,
         };
         if first == Errno::PERM {
-            let cleared = clear_marks(&reopen(parent.as_fd(), OFlags::DIRECTORY)?);
-            let seen = self.look_in(parent.as_fd(), path.name())?;
+            let opened = reopen(parent.as_fd(), OFlags::DIRECTORY);
+            let cleared = opened.is_ok_and(|handle| clear_marks(&handle));
+            let seen = Self::look_in(parent.as_fd(), path.name())?;
             let own = seen.filter(|s| matches!(s.kind, Kind::File | Kind::Directory));
             let own_cleared = own
                 .and_then(|s| open_to_read(&s).ok())
@@ -159,7 +160,7 @@ impl<'a> Beneath<'a> {
         }
         match act(parent.as_fd(), name) {
             Err(Errno::ACCESS) => {
-                let seen = self.look_in(parent.as_fd(), path.name())?.ok_or(Errno::NOENT)?;
+                let seen = Self::look_in(parent.as_fd(), path.name())?.ok_or(Errno::NOENT)?;
                 if seen.kind != Kind::Directory {
                     return Err(Errno::ACCESS);
                 }
@@ -212,19 +213,20 @@ impl<'a> Beneath<'a> {
     }
 
     /// Closes again what had to be opened and still stands, deepest first; `keep` tells which
-    /// directories have a mode of their own coming.
-    pub(super) fn lock_again(&self, keep: impl Fn(&RepoPath) -> bool) -> Result<(), Errno> {
+    /// directories have a mode of their own coming. Returns what could not be closed.
+    pub(super) fn lock_again(&self, keep: impl Fn(&RepoPath) -> bool) -> Vec<(RepoPath, Errno)> {
         let mut opened: Vec<_> = self.unlocked.borrow_mut().drain().collect();
         opened.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        opened.retain(|(path, _)| !keep(path));
+        let mut open_still = Vec::new();
         for (path, (inode, mode)) in opened {
-            if keep(&path) {
-                continue;
-            }
-            if let Some(seen) = self.look(&path)?.filter(|s| s.stat.inode == inode) {
-                chmod(seen.handle.as_fd(), mode)?;
-            }
+            let closed = match self.look(&path) {
+                Ok(Some(seen)) if seen.stat.inode == inode => chmod(seen.handle.as_fd(), mode),
+                done => done.map(drop),
+            };
+            open_still.extend(closed.err().map(|errno| (path, errno)));
         }
-        Ok(())
+        open_still
     }
 }
 

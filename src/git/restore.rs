@@ -15,8 +15,9 @@
 //! - At the end each path is looked at again, its bytes read by handle, and one `syncfs` makes
 //!   files and names durable, before anybody is told.
 //!
-//! `syncfs` and not `fsync` for each: it covers file, name and directory in one, and measures
-//! cheaper from the second file on (see the test `sync_policy_is_measured`).
+//! `syncfs` and not `fsync` for each: it covers file, name and directory in one, and is cheaper
+//! from the first file on (measured on ext4, by the test `sync_policy_is_measured`: 0.3 ms to
+//! 0.5 ms for one file, 0.5 to 2.6 for 16, 11 to 189 for 1,000).
 //!
 //! # Limitations
 //! Before Linux 5.8 `syncfs` does not report write errors. A directory that was closed to its own
@@ -38,6 +39,7 @@ use crate::tx::path::RepoPath;
 use crate::tx::settings::OnDrift;
 use crate::tx::writer::BlockedPath;
 
+mod out;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -156,7 +158,7 @@ fn describe(errno: Errno) -> String {
         Errno::PERM => "not permitted: an immutable mark, or another owner".to_owned(),
         Errno::ACCESS => "permission denied".to_owned(),
         Errno::NOTDIR | Errno::LOOP => "a part of the path is no directory".to_owned(),
-        Errno::NOTEMPTY | Errno::EXIST => "new things keep appearing there".to_owned(),
+        Errno::NOTEMPTY | Errno::EXIST => "something stands there that cannot go".to_owned(),
         other => io::Error::from(other).to_string(),
     }
 }

@@ -97,10 +97,10 @@ impl Spill {
         path: &RepoPath,
     ) -> Result<u64, SpillError> {
         let folder = |source| SpillError::Folder { dir: self.dir.clone(), source };
-        if self.open.is_none() {
-            self.open = Some(Open::new(&self.dir).map_err(folder)?);
-        }
-        let open = self.open.as_mut().expect("opened above");
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => none.insert(Open::new(&self.dir).map_err(folder)?),
+        };
         let number = open.next;
         open.next += 1;
         open.note(&Spilled { number, path: path.clone() }).map_err(folder)?;
@@ -167,6 +167,7 @@ fn read_index(dir: &Path) -> io::Result<Vec<Spilled>> {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
 mod tests {
     use std::ffi::OsStr;
     use std::fs;

@@ -235,7 +235,10 @@ impl Sorter<'_> {
                 }
                 _ => true,
             };
-            if !same_bytes {
+            // A mode set on an inode with other names would show under them too, and those may
+            // lie outside: such a file is replaced.
+            let shared = base.kind != Kind::Directory && found.stat.links > 1;
+            if !same_bytes || (shared && !same_mode_and_owner(&base, found)) {
                 let spill = self.rules.too_large.contains(&path);
                 self.bring_back(path, base, spill, plan);
             } else if base.kind != Kind::Symlink && !same_mode_and_owner(&base, found) {
