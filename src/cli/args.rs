@@ -88,8 +88,8 @@ pub enum Command {
     /// Print the manual page
     Man,
     /// Decide about a ref update, for the guard hook
-    #[command(hide = true, name = "__guard")]
-    Guard(GuardHookArgs),
+    #[command(hide = true)]
+    GuardHook,
 }
 
 /// `run`
@@ -280,7 +280,7 @@ pub struct InitArgs {
     pub guard: bool,
     /// Remove that hook
     #[arg(long, conflicts_with = "guard")]
-    pub remove_guard: bool,
+    pub no_guard: bool,
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
@@ -300,11 +300,4 @@ pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
-}
-
-/// `__guard`
-#[derive(Debug, Args)]
-pub struct GuardHookArgs {
-    /// The state of the ref transaction: prepared, committed or aborted
-    pub phase: String,
 }

@@ -85,7 +85,6 @@ pub struct Live {
 }
 
 /// Drives one attempt.
-#[derive(Debug)]
 pub struct Driver<'s> {
     /// The workspace.
     pub session: &'s mut Session,

@@ -4,6 +4,8 @@
 //! One attempt at a time on a work tree; the lock of [`place`] sees to it.
 
 pub mod documents;
+pub mod error;
 pub mod outcome;
 pub mod place;
+pub mod session;
 pub mod spec;

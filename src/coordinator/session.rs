@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use super::error::Failure;
 use super::place::Place;
-use crate::base::clock;
 use crate::git::lockfile::{self, Holder, WorkspaceLock};
 use crate::git::locks::Target;
 use crate::git::manifest::Manifest;
@@ -25,7 +24,6 @@ use crate::process;
 use crate::tx::id::{AttemptKey, RefName};
 
 /// An open workspace.
-#[derive(Debug)]
 pub struct Session {
     /// Which.
     pub workspace: Workspace,
@@ -133,10 +131,5 @@ impl Session {
         self.lock.verify().map_err(|e| e.to_string())?;
         self.workspace.verify(true).map_err(|e| e.to_string())?;
         self.root.verify().map_err(|e| e.to_string())
-    }
-
-    /// Milliseconds since the start of the process, for phases.
-    pub fn now_ns() -> i64 {
-        clock::file_clock_ns()
     }
 }
