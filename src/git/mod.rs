@@ -3,6 +3,7 @@
 pub mod configfile;
 pub mod dir;
 pub mod gitconfig;
+pub mod guarded;
 mod hexbytes;
 pub mod judge;
 pub mod lockfile;
@@ -10,6 +11,8 @@ pub mod locks;
 pub mod odb;
 pub mod pack;
 mod packed;
+pub mod programkeys;
+pub mod putback;
 pub mod reflog;
 pub mod refs;
 pub mod refusal;
