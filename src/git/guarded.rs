@@ -304,8 +304,8 @@ fn compare_config(
         .filter(|key| before.get(key) != after.get(key))
         .map(|key| {
             let lists = [before.get(key), after.get(key)];
-            let shown =
-                lists.map(|list| list.into_iter().flatten().map(|v| shown(key, v)).collect());
+            let shown = lists
+                .map(|list| list.into_iter().flatten().map(|v| shown(key, v.as_ref())).collect());
             let [before, after] = shown;
             let runs_program = is_program(key, lists);
             change(ChangeKind::ConfigKey { key: key.to_string(), before, after, runs_program })
@@ -314,7 +314,7 @@ fn compare_config(
 }
 
 /// A value as it may stand in a report: tokens in headers and URLs left out.
-fn shown(key: &BString, value: &Option<BString>) -> String {
+fn shown(key: &BString, value: Option<&BString>) -> String {
     let Some(value) = value else { return "true".to_owned() };
     let text = value.to_string();
     let secret = ["extraheader", "password", "token", "pass"]

@@ -72,10 +72,10 @@ pub fn runs_program(key: &[u8], value: &[u8]) -> bool {
     let Some(first) = key.find_byte(b'.') else { return false };
     let section = &key[..first];
     let name = super::configfile::split_name(key).1;
-    let is = |word: &&str| word.as_bytes() == section;
+    let is = |word: &str| word.as_bytes() == section;
     if WHOLE.iter().any(|whole| whole.as_bytes() == key)
-        || SECTIONS.iter().any(|s| is(&s))
-        || PARTS.iter().any(|(s, part)| is(&s) && part.as_bytes() == name)
+        || SECTIONS.iter().any(|s| is(s))
+        || PARTS.iter().any(|(s, part)| is(s) && part.as_bytes() == name)
         || ENDS.iter().any(|end| name.ends_with(end.as_bytes()))
     {
         return true;

@@ -81,7 +81,11 @@ pub fn put_back(
     let mut steps: Vec<(&RepoPath, Option<Content>)> = before
         .paths_with(at_seal)
         .filter(|path| before.files.get(*path) != at_seal.files.get(*path))
-        .filter_map(|path| Some((path, target(path, before, at_seal, what)?)))
+        .filter_map(|path| match target(path, before, at_seal, what) {
+            Target::Leave => None,
+            Target::Nothing => Some((path, None)),
+            Target::Is(content) => Some((path, Some(content))),
+        })
         .collect();
     // Removals first, the deepest of them before those above.
     steps.sort_by(|(a, to_a), (b, to_b)| {
@@ -99,18 +103,27 @@ pub fn put_back(
     Ok(result)
 }
 
-/// What is to stand at a path that differs; the outer `None` leaves it alone.
-fn target(
-    path: &RepoPath,
-    before: &Snapshot,
-    at_seal: &Snapshot,
-    what: What,
-) -> Option<Option<Content>> {
+/// What is to stand at a path that differs.
+enum Target {
+    /// What stands there.
+    Leave,
+    Nothing,
+    Is(Content),
+}
+
+impl Target {
+    fn of(content: Option<&Content>) -> Self {
+        content.map_or(Self::Nothing, |content| Self::Is(content.clone()))
+    }
+}
+
+fn target(path: &RepoPath, before: &Snapshot, at_seal: &Snapshot, what: What) -> Target {
     let old = before.files.get(path);
     match (what, class(path, &before.hook_folders)) {
-        (What::All, _) | (_, Class::Hook | Class::Alternates) => Some(old.cloned()),
-        (_, Class::Info) => None,
-        (_, Class::Other) => (path.as_bytes() != b"shallow").then(|| old.cloned()),
+        (What::All, _) | (_, Class::Hook | Class::Alternates) => Target::of(old),
+        (_, Class::Info) => Target::Leave,
+        (_, Class::Other) if path.as_bytes() == b"shallow" => Target::Leave,
+        (_, Class::Other) => Target::of(old),
         (_, Class::Config) => config(old, at_seal.files.get(path)),
     }
 }
@@ -119,17 +132,17 @@ fn target(
 ///
 /// It is made from the old text, so that keys that run programs stand exactly where they stood:
 /// what an include overrides depends on its place.
-fn config(old: Option<&Content>, new: Option<&Content>) -> Option<Option<Content>> {
+fn config(old: Option<&Content>, new: Option<&Content>) -> Target {
     let (Ok(old_lines), Ok(new_lines), Some(Content::File { mode, .. })) =
         (lines_of(old), lines_of(new), new)
     else {
-        return Some(old.cloned());
+        return Target::of(old);
     };
     let (was, now) = (values(&old_lines), values(&new_lines));
     let differs = |key: &BString| was.get(key) != now.get(key);
     let is_program = |key: &BString| is_program(key, [was.get(key), now.get(key)]);
     if !was.keys().chain(now.keys()).any(|key| differs(key) && is_program(key)) {
-        return None;
+        return Target::Leave;
     }
     let taken_over = |key: &BString| differs(key) && !is_program(key);
     let add: Vec<_> = new_lines
@@ -138,12 +151,12 @@ fn config(old: Option<&Content>, new: Option<&Content>) -> Option<Option<Content
         .map(|line| (line.key.clone(), line.value.clone()))
         .collect();
     if old.is_none() && add.is_empty() {
-        return Some(None);
+        return Target::Nothing;
     }
     let text = old.and_then(Content::bytes).unwrap_or_default();
     match configfile::edit(text, taken_over, &add) {
-        Ok(text) => Some(Some(Content::file(*mode, text))),
-        Err(_) => Some(old.cloned()),
+        Ok(text) => Target::Is(Content::file(*mode, text)),
+        Err(_) => Target::of(old),
     }
 }
 
