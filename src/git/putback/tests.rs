@@ -161,6 +161,10 @@ fn follows_no_link_and_waits_for_nothing() {
     let outside = repo.root().with_file_name("outside");
     std::fs::create_dir(&outside).expect("made");
     std::fs::write(outside.join("pre-push"), "canary").expect("written");
+    symlink("hooks", git.join("inner")).expect("linked");
+    let dir = std::fs::File::open(&git).expect("opened");
+    assert!(content(&dir, &path("hooks/pre-push")).expect("looked").is_some());
+    assert_eq!(content(&dir, &path("inner/pre-push")).expect("looked"), None);
     std::fs::rename(git.join("hooks"), git.join("gone")).expect("moved");
     symlink(&outside, git.join("hooks")).expect("linked");
     std::fs::remove_file(git.join("config")).expect("removed");
