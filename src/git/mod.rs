@@ -23,3 +23,6 @@ pub mod row;
 pub mod rules;
 pub mod scan;
 mod walk;
+
+#[cfg(test)]
+mod scan_tests;
