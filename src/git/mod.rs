@@ -54,3 +54,7 @@ pub mod tree;
 pub mod undo;
 pub mod walk;
 pub mod workspace;
+mod walk;
+
+#[cfg(test)]
+mod scan_tests;
