@@ -2,6 +2,7 @@
 
 pub mod dir;
 pub mod index;
+mod index_form;
 pub mod locks;
 pub mod odb;
 pub mod pack;

@@ -266,10 +266,21 @@ impl<'a> PackWriter<'a> {
         if self.broken {
             return Err(PackError::GivenUp);
         }
-        let Some((pack_path, writer)) = self.file.take() else { return Ok(()) };
-        if self.written.is_empty() {
-            return remove(&pack_path);
+        if self.written.is_empty()
+            && let Some((path, _)) = self.file.take()
+        {
+            // Begun, and everything was there already.
+            std::fs::remove_file(&path).map_err(|e| io_error("remove", &path, e))?;
         }
+        let Some((pack_path, writer)) = self.file.take() else {
+            // What was found in packs may be of a run that died before this sync.
+            return match durable::sync_dir(&self.folder) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Err(io_error("sync", &self.folder, e))
+                }
+                _ => Ok(()),
+            };
+        };
         let result = self.publish(&pack_path, writer);
         if result.is_err() {
             let _ = std::fs::remove_file(&pack_path);
@@ -374,18 +385,15 @@ fn remove_leftovers(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let own = entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes());
-        if own && entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            if let Ok(file) = File::open(entry.path()) {
-                if file.try_lock().is_ok() {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-            }
+        if own
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            // Under the lock: who has just made it and waits for the lock finds it gone.
+            let _ = std::fs::remove_file(entry.path());
         }
     }
-}
-
-fn remove(path: &Path) -> Result<(), PackError> {
-    std::fs::remove_file(path).map_err(|e| io_error("remove", path, e))
 }
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> PackError {

@@ -1,5 +1,7 @@
 //! Reading, writing, refs, locks, index and promotion, judged by the `git` binary.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod index;
 mod locks;
 mod pack;
