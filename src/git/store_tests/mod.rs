@@ -21,7 +21,7 @@ use crate::tx::path::RepoPath;
 
 /// A repository with one commit: `a`, `dir/b`, `dir/sub/c`.
 pub(super) struct Repo {
-    _temp: tempfile::TempDir,
+    _temp: Option<tempfile::TempDir>,
     pub(super) root: PathBuf,
 }
 
@@ -30,13 +30,27 @@ impl Repo {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("repo");
         std::fs::create_dir(&root).unwrap();
-        let repo = Self { _temp: temp, root };
+        let repo = Self { _temp: Some(temp), root };
         repo.git(["init", "-q", "-b", "main"]);
         repo.write("a", "one\n");
         repo.write("dir/b", "two\n");
         repo.write("dir/sub/c", "three\n");
         repo.commit("first");
         repo
+    }
+
+    /// One that somebody else made, and takes away.
+    pub(super) const fn at(root: PathBuf) -> Self {
+        Self { _temp: None, root }
+    }
+
+    /// The same again, elsewhere.
+    pub(super) fn copy(&self) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("repo");
+        let status = Command::new("cp").arg("-a").arg(&self.root).arg(&root).status().unwrap();
+        assert!(status.success());
+        Self { _temp: Some(temp), root }
     }
 
     pub(super) fn git_dir(&self) -> PathBuf {

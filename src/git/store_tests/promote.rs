@@ -310,3 +310,76 @@ fn logs_are_made_only_where_git_would() {
         }
     }
 }
+
+/// From the locks to their release, as an attempt does it: the victim of the sweep below.
+#[test]
+#[ignore = "started by `killed_at_every_call_it_is_rolled_forward`"]
+fn victim() {
+    let Some(case) = std::env::var_os("WORKTX_TEST_CASE") else { return };
+    let (root, from, to, before): (std::path::PathBuf, Oid, Oid, index::Meaning) =
+        serde_json::from_str(case.to_str().unwrap()).unwrap();
+    let repo = Repo::at(root);
+    let sealed = Sealed { target: target(&repo), from, to, before, who: who() };
+    sealed.carry_through(&repo);
+}
+
+impl Sealed {
+    /// What the coordinator does, from the start or after a crash: look, prepare, move, release.
+    fn carry_through(&self, repo: &Repo) {
+        let held = take(&self.target, NOW).unwrap();
+        if compare(&self.target, self.from, self.before).unwrap().is_empty() {
+            prepare(&held, self.from, self.to, Some(&self.new_index(repo))).unwrap();
+        }
+        promote(&held, &self.plan()).unwrap();
+        finish(held, &self.target);
+    }
+}
+
+#[test]
+fn killed_at_every_call_it_is_rolled_forward() {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Command, Stdio};
+
+    let template = Repo::new();
+    let sealed = Sealed::new(&template, target(&template));
+    let exe = std::env::current_exe().unwrap();
+    let run = |call: &str, n: u32, root: &std::path::Path| {
+        let case = serde_json::to_string(&(root, sealed.from, sealed.to, sealed.before)).unwrap();
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"])
+            .arg(format!("inject={call}:signal=KILL:when={n}"))
+            .arg(&exe)
+            .args(["git::store_tests::promote::victim", "--exact", "--ignored", "-q"])
+            .env("WORKTX_TEST_CASE", case)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let status = command.status().ok()?;
+        Some((status.success(), status.signal() == Some(9) || status.code() == Some(137)))
+    };
+    let mut killed = 0;
+    for call in ["linkat", "renameat", "unlinkat", "fsync"] {
+        for n in 1.. {
+            let repo = template.copy();
+            let Some((whole, dead)) = run(call, n, &repo.root) else {
+                eprintln!("SKIPPED: no strace");
+                return;
+            };
+            if !whole && !dead {
+                eprintln!("SKIPPED: strace may not trace here");
+                return;
+            }
+            let sealed = Sealed { target: target(&repo), who: who(), ..sealed };
+            if !whole {
+                killed += 1;
+                sealed.carry_through(&repo);
+            }
+            sealed.judge(&repo);
+            if whole {
+                assert!(n > 1, "{call} is never called: the sweep swept nothing");
+                break;
+            }
+        }
+    }
+    assert!(killed > 25, "{killed}");
+}
