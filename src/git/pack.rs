@@ -3,7 +3,8 @@
 //! Order: objects into a temporary file; its head and checksum; sync; the index beside it; sync;
 //! pack renamed, index renamed; the folder synced. Only then [`PackWriter::finish`] says so, after
 //! every object was found again. git looks for `.idx` files, so that a pack without one is not
-//! there yet; temporary names start with `tmp_`, which git ignores and `git gc` clears.
+//! there yet. Temporary names start with `tmp_`, which `git gc` clears, and do not end in `.idx`
+//! or `.pack`: git uses any pair of these, whatever it is called.
 //!
 //! Own code, and not `git2::Indexer`: that one wants the number of objects before the first one,
 //! and writes through a memory map, so that a full disk is a SIGBUS instead of an error
@@ -11,7 +12,8 @@
 //!
 //! # Limitations
 //! No deltas: `git gc` makes them. An error leaves nothing behind but what a crash leaves: files
-//! named `tmp_worktx_*`, removed by the next writer. At most 2^32 - 1 objects.
+//! named `tmp_worktx_*`, removed by the next writer. A kill between the two renames may leave a
+//! pack without an index, which nobody reads. At most 2^32 - 1 objects.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -343,7 +345,7 @@ impl<'a> PackWriter<'a> {
         }
         let pid = std::process::id();
         for n in 0u32.. {
-            let path = self.folder.join(format!("{TEMPORARY}{pid}_{n}.{ending}"));
+            let path = self.folder.join(format!("{TEMPORARY}{pid}_{n}_{ending}"));
             let file =
                 OpenOptions::new().read(true).write(true).create_new(true).mode(0o444).open(&path);
             match file {

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::index::{self, IndexChange};
@@ -10,7 +11,7 @@ use super::super::promote::{
 use super::super::tree::{Signature, commit_bytes, edit};
 use super::index::stat_of;
 use super::locks::target;
-use super::{Repo, path};
+use super::{Repo, path, sweep, sweep_case};
 use crate::tx::entry::GIT_FILE;
 use crate::tx::id::Oid;
 
@@ -315,9 +316,9 @@ fn logs_are_made_only_where_git_would() {
 #[test]
 #[ignore = "started by `killed_at_every_call_it_is_rolled_forward`"]
 fn victim() {
-    let Some(case) = std::env::var_os("WORKTX_TEST_CASE") else { return };
-    let (root, from, to, before): (std::path::PathBuf, Oid, Oid, index::Meaning) =
-        serde_json::from_str(case.to_str().unwrap()).unwrap();
+    let Some((root, from, to, before)) = sweep_case::<(PathBuf, Oid, Oid, index::Meaning)>() else {
+        return;
+    };
     let repo = Repo::at(root);
     let sealed = Sealed { target: target(&repo), from, to, before, who: who() };
     sealed.carry_through(&repo);
@@ -337,49 +338,15 @@ impl Sealed {
 
 #[test]
 fn killed_at_every_call_it_is_rolled_forward() {
-    use std::os::unix::process::ExitStatusExt as _;
-    use std::process::{Command, Stdio};
-
     let template = Repo::new();
     let sealed = Sealed::new(&template, target(&template));
-    let exe = std::env::current_exe().unwrap();
-    let run = |call: &str, n: u32, root: &std::path::Path| {
-        let case = serde_json::to_string(&(root, sealed.from, sealed.to, sealed.before)).unwrap();
-        let mut command = Command::new("strace");
-        command
-            .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"])
-            .arg(format!("inject={call}:signal=KILL:when={n}"))
-            .arg(&exe)
-            .args(["git::store_tests::promote::victim", "--exact", "--ignored", "-q"])
-            .env("WORKTX_TEST_CASE", case)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let status = command.status().ok()?;
-        Some((status.success(), status.signal() == Some(9) || status.code() == Some(137)))
-    };
-    let mut killed = 0;
-    for call in ["linkat", "renameat", "unlinkat", "fsync"] {
-        for n in 1.. {
-            let repo = template.copy();
-            let Some((whole, dead)) = run(call, n, &repo.root) else {
-                eprintln!("SKIPPED: no strace");
-                return;
-            };
-            if !whole && !dead {
-                eprintln!("SKIPPED: strace may not trace here");
-                return;
-            }
-            let sealed = Sealed { target: target(&repo), who: who(), ..sealed };
-            if !whole {
-                killed += 1;
-                sealed.carry_through(&repo);
-            }
-            sealed.judge(&repo);
-            if whole {
-                assert!(n > 1, "{call} is never called: the sweep swept nothing");
-                break;
-            }
+    let case = |root: &Path| (root.to_owned(), sealed.from, sealed.to, sealed.before);
+    let killed = sweep("promote::victim", &template, &case, &|repo, was_killed| {
+        let sealed = Sealed { target: target(repo), who: who(), ..sealed };
+        if was_killed {
+            sealed.carry_through(repo);
         }
-    }
-    assert!(killed > 25, "{killed}");
+        sealed.judge(repo);
+    });
+    assert!(killed.is_none_or(|killed| killed > 25), "{killed:?}");
 }
