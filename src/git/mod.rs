@@ -26,6 +26,7 @@ pub mod index;
 pub mod judge;
 pub mod listing;
 pub mod lockfile;
+mod index_form;
 pub mod locks;
 pub mod manifest;
 pub mod names;

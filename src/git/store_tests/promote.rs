@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::super::index::{self, IndexChange};
@@ -10,7 +11,7 @@ use super::super::promote::{
 use super::super::tree::{Signature, commit_bytes, edit};
 use super::index::stat_of;
 use super::locks::target;
-use super::{Repo, path};
+use super::{Repo, path, sweep, sweep_case};
 use crate::tx::entry::GIT_FILE;
 use crate::tx::id::Oid;
 
@@ -309,4 +310,43 @@ fn logs_are_made_only_where_git_would() {
             sealed.judge(&repo);
         }
     }
+}
+
+/// From the locks to their release, as an attempt does it: the victim of the sweep below.
+#[test]
+#[ignore = "started by `killed_at_every_call_it_is_rolled_forward`"]
+fn victim() {
+    let Some((root, from, to, before)) = sweep_case::<(PathBuf, Oid, Oid, index::Meaning)>() else {
+        return;
+    };
+    let repo = Repo::at(root);
+    let sealed = Sealed { target: target(&repo), from, to, before, who: who() };
+    sealed.carry_through(&repo);
+}
+
+impl Sealed {
+    /// What the coordinator does, from the start or after a crash: look, prepare, move, release.
+    fn carry_through(&self, repo: &Repo) {
+        let held = take(&self.target, NOW).unwrap();
+        if compare(&self.target, self.from, self.before).unwrap().is_empty() {
+            prepare(&held, self.from, self.to, Some(&self.new_index(repo))).unwrap();
+        }
+        promote(&held, &self.plan()).unwrap();
+        finish(held, &self.target);
+    }
+}
+
+#[test]
+fn killed_at_every_call_it_is_rolled_forward() {
+    let template = Repo::new();
+    let sealed = Sealed::new(&template, target(&template));
+    let case = |root: &Path| (root.to_owned(), sealed.from, sealed.to, sealed.before);
+    let killed = sweep("promote::victim", &template, &case, &|repo, was_killed| {
+        let sealed = Sealed { target: target(repo), who: who(), ..sealed };
+        if was_killed {
+            sealed.carry_through(repo);
+        }
+        sealed.judge(repo);
+    });
+    assert!(killed.is_none_or(|killed| killed > 25), "{killed:?}");
 }
