@@ -39,6 +39,7 @@ impl Turn {
         let socket = dir.path().join("socket");
         let listener = UnixListener::bind(&socket).expect("bind");
         fifo(dir.path(), "ack");
+        fifo(dir.path(), "up");
         let coordinator = Command::new(env!("CARGO_BIN_EXE_worktx"))
             .arg("__test-turn")
             .arg(&socket)
@@ -115,7 +116,7 @@ fn pids(text: &str) -> Vec<i32> {
 
 /// A script that leaves a daemon: twice forked, its own session, no handles, deaf to SIGTERM.
 const DAEMON: &str = r#"
-( setsid sh -c 'trap "" TERM INT HUP; echo $$ >"$DIR/daemon.pid"; : >"$ACK"
+( setsid sh -c 'trap "" TERM INT HUP; echo $$ >"$DIR/daemon.pid"; : >"$DIR/up"
   exec </dev/null >/dev/null 2>&1; while :; do sleep 60; done' & ) </dev/null >/dev/null 2>&1
 "#;
 
@@ -211,7 +212,7 @@ fn a_turn_that_heeds_sigterm_is_not_killed() {
 
 #[test]
 fn a_daemon_is_killed_and_named() {
-    let turn = Turn::start(r#"{"grace_ms":200}"#, &format!("{DAEMON} cat \"$ACK\""));
+    let turn = Turn::start(r#"{"grace_ms":200}"#, &format!("{DAEMON} cat \"$DIR/up\""));
     let dir = turn.dir.path().to_owned();
     let mut turn = turn;
     let outcome = line(&mut turn.from).expect("outcome");
@@ -295,7 +296,7 @@ fn abandoned_both_leave() {
 
 #[test]
 fn a_killed_coordinator_leaves_the_proof() {
-    let script = format!("{DAEMON} cat \"$ACK\"; echo $$ >\"$ACK\"; exec sleep 600");
+    let script = format!("{DAEMON} cat \"$DIR/up\"; echo $$ >\"$ACK\"; exec sleep 600");
     let mut turn = Turn::start("{\"grace_ms\":200}", &script);
     assert_eq!(pids(&turn.ack()), [turn.record.leader.pid]);
     let death = check(&turn.record, &turn.record_dir(), false);
@@ -316,7 +317,7 @@ fn a_killed_coordinator_leaves_the_proof() {
 #[test]
 fn a_killed_supervisor_ends_the_turn() {
     let script = format!(
-        "{DAEMON} cat \"$ACK\"; : >\"$ACK\"; trap 'exit 0' TERM; while :; do sleep 60 & wait; done"
+        "{DAEMON} cat \"$DIR/up\"; trap 'exit 0' TERM; : >\"$ACK\"; while :; do sleep 60 & wait; done"
     );
     let turn = Turn::start("{\"grace_ms\":300}", &script);
     turn.ack();
@@ -345,7 +346,7 @@ fn a_stopped_supervisor_is_woken() {
 #[test]
 fn both_killed_the_writer_is_found_and_stopped() {
     let script =
-        format!("{DAEMON} cat \"$ACK\"; trap '' TERM; : >\"$ACK\"; while :; do sleep 60; done");
+        format!("{DAEMON} cat \"$DIR/up\"; trap '' TERM; : >\"$ACK\"; while :; do sleep 60; done");
     let mut turn = Turn::start("{}", &script);
     turn.ack();
     let daemon = daemon_pid(turn.dir.path());
@@ -414,8 +415,8 @@ fn stop_waits_for_a_supervisor_that_does_it() {
 #[test]
 fn the_tail_is_kept_though_a_daemon_holds_the_pipe() {
     // The daemon keeps stdout and stderr: it would hang whoever waits for end of file.
-    let script = r#"( setsid sh -c 'trap "" TERM; : >"$ACK"; while :; do sleep 60; done' & )
-cat "$ACK"; printf '%06000d\nthe end\n' 0"#;
+    let script = r#"( setsid sh -c 'trap "" TERM; : >"$DIR/up"; while :; do sleep 60; done' & )
+cat "$DIR/up"; printf '%06000d\nthe end\n' 0"#;
     let turn = Turn::start_with(
         r#"{"tail":100,"grace_ms":200}"#,
         &["sh", "-c", script],
@@ -438,8 +439,7 @@ cat "$ACK"; printf '%06000d\nthe end\n' 0"#;
 fn a_fork_bomb_comes_to_a_verdict() {
     // Bounded by itself as well: a few thousand processes that fork while they are killed.
     let script = r#"
-bomb() { n=$1; [ "$n" -le 0 ] || { bomb $((n-1)) & bomb $((n-1)) & }; : ; sleep 600; }
-trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 600; }; b 9')" >/dev/null 2>&1 &
+trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 600; }; b 10')" >/dev/null 2>&1 &
 : >"$ACK"; exit 0"#;
     let turn = Turn::start(r#"{"grace_ms":500,"bound_ms":20000}"#, script);
     turn.ack();

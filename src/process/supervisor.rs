@@ -314,6 +314,7 @@ fn wait_and_exec(in_session: bool) -> io::Result<()> {
     }
     wire::send(&control, &LeaderNews::Waiting, &[])?;
     let Some((Lead, handles)) = wire::receive::<Lead>(&control)? else { return Ok(()) };
+    signals::unblock_all();
     let error = become_command(handles);
     let why = error.to_string();
     wire::send(&control, &LeaderNews::ExecFailed { why }, &[])?;
