@@ -80,8 +80,19 @@ pub struct Live {
     pub turn: Option<crate::tx::writer::TurnResult>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
+    /// The verdict, where this process won it.
+    pub won: Option<crate::tx::verdict::Won>,
+    /// git's locks, held across the gate.
+    pub held: Option<crate::git::locks::HeldLocks>,
     /// The environment that `run` was started with.
     pub environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+}
+
+impl Live {
+    /// Nothing but this process's environment: for who takes an attempt up.
+    pub fn with_environment() -> Self {
+        Self { environment: std::env::vars_os().collect(), ..Self::default() }
+    }
 }
 
 /// Drives one attempt.
