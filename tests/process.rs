@@ -3,7 +3,7 @@
 //! Acknowledgements come over sockets and FIFOs; nobody sleeps for luck.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -161,18 +161,23 @@ fn a_script_without_interpreter_line_runs_in_sh() {
 
 #[test]
 fn the_command_gets_three_handles_and_a_session() {
-    // Handles that this test leaks on purpose must not get through.
+    // A handle that this test leaks on purpose must not get through.
     let leak = File::open("/dev/null").expect("open");
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).expect("leak");
-    let turn =
-        Turn::start("{}", r#"ls /proc/$$/fd >"$ACK"; cut -d' ' -f1,6 /proc/$$/stat >"$ACK""#);
-    let handles = turn.ack();
-    // The shell itself opens what it redirects to, in its child only.
-    assert_eq!(handles.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2"]);
-    let session = pids(&turn.ack());
-    assert_eq!(session[0], session[1]);
-    assert_eq!(session[0], turn.record.leader.pid);
-    turn.over();
+    let run = |argv: &[&str]| {
+        let mut turn = Turn::start_with(r#"{"tail":1000}"#, argv, Stdio::null(), Stdio::null());
+        let outcome = line(&mut turn.from).expect("outcome");
+        turn.coordinator.wait().expect("wait");
+        (turn.record.leader.pid, outcome["tail"].as_str().expect("tail").to_owned())
+    };
+    // 3 is the directory that `ls` reads.
+    let (_, handles) = run(&["ls", "/proc/self/fd"]);
+    assert_eq!(pids(&handles), [0, 1, 2, 3]);
+    let (leader, stat) = run(&["cut", "-d ", "-f1,5,6", "/proc/self/stat"]);
+    assert_eq!(pids(&stat), [leader; 3]);
+    // Neither does the supervisor's mask.
+    let (_, blocked) = run(&["sed", "-n", "s/^SigBlk:.//p", "/proc/self/status"]);
+    assert_eq!(blocked.trim(), "0000000000000000");
 }
 
 #[test]
@@ -229,7 +234,7 @@ fn a_daemon_is_killed_and_named() {
 
 #[test]
 fn a_polite_survivor_is_asked_only() {
-    let script = r#"(exec sleep 600 >/dev/null 2>&1) & echo done"#;
+    let script = "(exec sleep 600 >/dev/null 2>&1) & echo done";
     let started = Instant::now();
     let over = Turn::start(r#"{"grace_ms":20000}"#, script).over();
     assert_eq!(over["result"]["killed"][0]["signal"], "SIGTERM");
@@ -238,7 +243,7 @@ fn a_polite_survivor_is_asked_only() {
 
 #[test]
 fn stopped_survivors_are_ended_too() {
-    let script = r#"sleep 600 >/dev/null 2>&1 & kill -STOP $!; exit 0"#;
+    let script = "sleep 600 >/dev/null 2>&1 & kill -STOP $!; exit 0";
     let over = Turn::start(r#"{"grace_ms":20000}"#, script).over();
     assert_eq!(over["result"]["killed"][0]["signal"], "SIGTERM");
     assert_eq!(over["death"]["Ok"], "no_children");
@@ -262,7 +267,7 @@ fn signals_to_the_coordinator_end_the_turn() {
 #[test]
 fn a_second_ctrl_c_ends_the_grace() {
     let script = r#"trap 'echo got >"$ACK"' INT; : >"$ACK"; while :; do sleep 60 & wait; done"#;
-    let turn = Turn::start(r#"{"grace_ms":600000}"#, script);
+    let turn = Turn::start(r#"{"grace_ms":30000}"#, script);
     turn.ack();
     let pid = i32::try_from(turn.coordinator.id()).expect("fits");
     signal(pid, Signal::INT);
