@@ -320,6 +320,91 @@ fn a_killed_coordinator_leaves_the_proof() {
 }
 
 #[test]
+fn the_supervisor_keeps_the_lock_as_long_as_the_turn_lives() {
+    let mut turn =
+        Turn::start(r#"{"keep":"kept"}"#, r#"ls -l /proc/$$/fd >list; : >"$ACK"; exec sleep 600"#);
+    turn.ack();
+    let kept = File::open(turn.dir.path().join("kept")).expect("made");
+    signal(turn.record.supervisor.pid, Signal::STOP);
+    turn.kill_coordinator();
+    assert!(kept.try_lock().is_err(), "the coordinator alone held it");
+    signal(turn.record.supervisor.pid, Signal::CONT);
+    await_end(turn.record.supervisor.pid);
+    assert!(is_gone(turn.record.leader.pid));
+    kept.try_lock().expect("free again");
+    let list = std::fs::read_to_string(turn.dir.path().join("list")).expect("listed");
+    assert!(!list.contains("kept"), "{list}");
+}
+
+/// Runs the turn on a terminal of its own, by `script`; `None` where there is none.
+fn on_a_terminal(script: &str) -> Option<(Turn, std::process::ChildStdin)> {
+    if Command::new("script").arg("--version").output().is_err() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: script(1) is not installed");
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let socket = dir.path().join("socket");
+    let listener = UnixListener::bind(&socket).expect("bind");
+    fifo(dir.path(), "ack");
+    std::fs::write(dir.path().join("turn.sh"), script).expect("written");
+    let line_of = format!(
+        r#"exec {} __test-turn socket record '{{"terminal":true}}' -- sh turn.sh"#,
+        env!("CARGO_BIN_EXE_worktx")
+    );
+    let mut coordinator = Command::new("script")
+        .args(["-qec", &line_of, "/dev/null"])
+        .env("ACK", dir.path().join("ack"))
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("spawn");
+    let keys = coordinator.stdin.take().expect("piped");
+    let (stream, _) = listener.accept().expect("accept");
+    let mut from = BufReader::new(stream);
+    let record = serde_json::from_value(line(&mut from).expect("a record")).expect("parses");
+    Some((Turn { coordinator, from, record, dir }, keys))
+}
+
+#[test]
+fn ctrl_c_at_the_terminal_is_the_turns_and_a_cancel_if_it_dies_of_it() {
+    let Some((turn, mut keys)) = on_a_terminal(": >\"$ACK\"; exec sleep 600") else { return };
+    turn.ack();
+    keys.write_all(b"\x03").expect("typed");
+    let over = turn.over();
+    assert_eq!((&over["ended_by"], &over["result"]["signal"]), (&"cancel".into(), &2.into()));
+    // One that handles it goes on, as an editor does.
+    let script = "trap 'echo got >\"$ACK\"; exit 8' INT; : >\"$ACK\"; while :; do sleep 600; done";
+    let Some((turn, mut keys)) = on_a_terminal(script) else { return };
+    turn.ack();
+    keys.write_all(b"\x03").expect("typed");
+    turn.ack();
+    let over = turn.over();
+    assert_eq!((&over["ended_by"], &over["result"]["exit_code"]), (&"itself".into(), &8.into()));
+}
+
+#[test]
+fn a_prompt_on_the_terminal_is_answered_in_the_foreground() {
+    let script = "exec </dev/tty; : >\"$ACK\"; read -r line; cut -d' ' -f5,8 /proc/$$/stat >\"$ACK\"; [ \"$line\" = bob ]";
+    let Some((turn, mut keys)) = on_a_terminal(script) else { return };
+    turn.ack();
+    keys.write_all(b"bob\r").expect("typed");
+    // Its group, and the foreground group of its terminal.
+    let groups = pids(&turn.ack());
+    assert_eq!(groups, [turn.record.leader.pid; 2]);
+    assert_eq!(turn.over()["result"]["exit_code"], 0);
+}
+
+#[test]
+fn ctrl_z_without_job_control_above_hangs_nothing() {
+    let Some((turn, mut keys)) = on_a_terminal(": >\"$ACK\"; read -r x; exit 9") else { return };
+    turn.ack();
+    keys.write_all(b"\x1a").expect("typed");
+    keys.write_all(b"go\r").expect("typed");
+    assert_eq!(turn.over()["result"]["exit_code"], 9);
+}
+
+#[test]
 fn a_killed_supervisor_ends_the_turn() {
     let script = format!(
         "{DAEMON} cat \"$DIR/up\"; trap 'exit 0' TERM; : >\"$ACK\"; while :; do sleep 60 & wait; done"
