@@ -541,6 +541,21 @@ trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($
 }
 
 #[test]
+fn those_that_fork_for_ever_are_caught() {
+    // Four loops, each in a session of its own, that make daemons in sessions of their own.
+    let script = r#"
+for i in 1 2 3 4; do
+  setsid sh -c 'trap "" TERM; while :; do setsid sleep 600 & done' >/dev/null 2>&1 &
+done
+: >"$ACK"; exit 0"#;
+    let turn = Turn::start(r#"{"grace_ms":200,"bound_ms":20000}"#, script);
+    turn.ack();
+    let over = turn.over();
+    assert_eq!(over["death"]["Ok"], "no_children");
+    assert!(over["result"]["duration_ms"].as_u64().expect("a time") < 15_000);
+}
+
+#[test]
 fn one_record_directory_has_one_supervisor() {
     let turn = Turn::start("{}", r#": >"$ACK"; cat "$ACK""#);
     turn.ack();
