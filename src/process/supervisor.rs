@@ -165,7 +165,7 @@ fn abandon(held: Held, control: &OwnedFd) -> io::Result<()> {
         supervisor: held.supervisor,
         leader: held.leader,
         boot_id: table::this_host().boot_id,
-        proof: status.is_none().then_some(DeathProof::NeverStarted),
+        how: status.is_none().then_some(DeathProof::NeverStarted),
         unproven: status.clone(),
         exit_code: None,
         signal: None,
@@ -215,12 +215,11 @@ fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) ->
             }
         }
         if orders && let Some(control) = coordinator {
-            match wire::receive(control) {
-                Ok(Some((order, _))) => obey(&mut ladder, &order),
-                Ok(None) | Err(_) => {
-                    coordinator = None;
-                    ladder.end(Ending::Terminate);
-                }
+            if let Ok(Some((order, _))) = wire::receive(control) {
+                obey(&mut ladder, &order);
+            } else {
+                coordinator = None;
+                ladder.end(Ending::Terminate);
             }
         }
     };
@@ -236,7 +235,7 @@ fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) ->
         supervisor: held.supervisor,
         leader: held.leader,
         boot_id: table::this_host().boot_id,
-        proof: unproven.is_none().then_some(DeathProof::NoChildren),
+        how: unproven.is_none().then_some(DeathProof::NoChildren),
         unproven: unproven.clone(),
         exit_code,
         signal,
