@@ -62,6 +62,7 @@ impl Sealed {
             from: self.from,
             to: self.to,
             index_before: self.before,
+            index_changes: self.from != self.to,
             who: &self.who,
             message: "worktx x/1: promote",
             make_logs: true,
@@ -245,6 +246,23 @@ fn what_a_person_staged_after_the_promotion_is_kept() {
     promote(&held, &sealed.plan()).unwrap();
     finish(held, &sealed.target);
     assert_eq!(repo.git(["status", "--porcelain"]), "A  mine\n");
+}
+
+#[test]
+fn what_was_forgotten_is_not_taken_for_done() {
+    let repo = Repo::new();
+    let sealed = Sealed::new(&repo, target(&repo));
+    drop(sealed.prepared(&repo));
+    // Given up for a while, so that a person can work; the branch was moved by then.
+    std::fs::write(repo.git_dir().join("refs/heads/main"), format!("{}\n", sealed.to)).unwrap();
+    assert_eq!(release_own(&sealed.target).unwrap().len(), 3);
+    let held = take(&sealed.target, NOW).unwrap();
+    let error = promote(&held, &sealed.plan()).unwrap_err();
+    assert!(matches!(error, PromoteError::NotPrepared(_)), "{error}");
+    prepare(&held, sealed.from, sealed.to, Some(&sealed.new_index(&repo))).unwrap();
+    promote(&held, &sealed.plan()).unwrap();
+    finish(held, &sealed.target);
+    sealed.judge(&repo);
 }
 
 #[test]
