@@ -1,2 +1,6 @@
 //! The `worktx` binary: everything lives in the library.
-fn main() {}
+fn main() {
+    worktx::process::run_supervisor_if_asked();
+    #[cfg(debug_assertions)]
+    worktx::process::test_turn::run_if_asked();
+}

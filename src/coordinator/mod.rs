@@ -1,1 +1,11 @@
-//! (to come)
+//! The only place where effects are ordered: it drives attempts, and settles what crashes left.
+//!
+//! # Limitations
+//! One attempt at a time on a work tree; the lock of [`place`] sees to it.
+
+pub mod documents;
+pub mod error;
+pub mod outcome;
+pub mod place;
+pub mod session;
+pub mod spec;

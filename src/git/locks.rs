@@ -182,6 +182,10 @@ pub fn take_index(target: &Target, bound: Duration) -> Result<HeldLocks, LockErr
 
 fn take_some(target: &Target, which: &[Guarded], bound: Duration) -> Result<HeldLocks, LockError> {
     let prep = target.prep()?;
+    // The folder may have been made just before a crash: without it our locks are nobody's.
+    if let Some(parent) = target.prep_dir.parent() {
+        Dir::open(parent)?.sync()?;
+    }
     let until = Instant::now() + bound;
     let mut made: Vec<Guarded> = Vec::new();
     for what in which {

@@ -339,6 +339,12 @@ impl Snapshot {
         &self.ignored_rules
     }
 
+    /// The same as it is in the file after a change there.
+    #[must_use]
+    pub fn described_by(self, meta: Meta, ignored_rules: IgnoredRules) -> Self {
+        Self { ignored_rules, meta, ..self }
+    }
+
     /// The same change as [`Manifest::apply`] makes, in memory only; the generation stays.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = EntryChange>) {
         for (dir, children) in by_directory(changes) {

@@ -10,10 +10,23 @@
 //!
 //! # Limitations
 //! SHA-1 repositories with a work tree, without sparse checkout and submodules.
+//! (to come)
 
 mod aside;
+pub mod attributes;
+pub mod baseline;
 mod beneath;
+pub mod configfile;
+pub mod convert;
 pub mod dir;
+pub mod gitconfig;
+pub mod guarded;
+mod hexbytes;
+pub mod index;
+pub mod judge;
+pub mod listing;
+pub mod lockfile;
+mod index_form;
 pub mod locks;
 pub mod manifest;
 pub mod names;
@@ -21,12 +34,28 @@ pub mod odb;
 pub mod pack;
 mod packed;
 pub mod pin;
+pub mod pool;
+pub mod promote;
+pub mod programkeys;
+pub mod putback;
+pub mod reflog;
 pub mod refs;
+pub mod refusal;
 pub mod restore;
 pub mod root;
 pub mod row;
 pub mod rules;
+pub mod scan;
+pub mod smallfile;
 pub mod spill;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testkit;
 pub mod tree;
 pub mod undo;
+pub mod walk;
+pub mod workspace;
+mod walk;
+
+#[cfg(test)]
+mod scan_tests;

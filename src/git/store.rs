@@ -142,6 +142,14 @@ impl Store {
         &self.objects
     }
 
+    /// Makes everything durable that anybody has written into the object folder (`syncfs`), for
+    /// objects that git wrote for a turn: git does not sync loose ones. Before a ref or the ledger
+    /// names them.
+    pub fn sync(&self) -> std::io::Result<()> {
+        let folder = std::fs::File::open(&self.objects)?;
+        Ok(rustix::fs::syncfs(&folder)?)
+    }
+
     /// Looks for objects that came since the store was opened.
     pub fn refresh(&self) {
         self.odb.refresh();
@@ -230,9 +238,6 @@ impl Store {
             if a == b {
                 continue;
             }
-            if depth > MAX_DEPTH {
-                return Err(StoreError::TooDeep { path: dir.expect("deep is not the root") });
-            }
             let list = |id: Option<Oid>| id.map_or_else(|| Ok(Vec::new()), |id| self.tree(id));
             let before = list(a)?;
             let mut after: HashMap<BString, Held> =
@@ -255,6 +260,9 @@ impl Store {
                     changes.push((path.clone(), old, new));
                 }
                 if old_tree.is_some() || new_tree.is_some() {
+                    if depth == MAX_DEPTH {
+                        return Err(StoreError::TooDeep { path });
+                    }
                     work.push((Some(path), depth + 1, old_tree, new_tree));
                 }
             }
@@ -297,15 +305,20 @@ impl Store {
         for id in known.keys() {
             queue.push(Dated { time: self.commit(*id)?.time, id: *id });
         }
+        // How many commits of the tip's side are still to be walked, and the oldest one walked.
         let mut wanted = known.values().filter(|is_base| !**is_base).count();
+        let mut oldest = i64::MAX;
         let mut listed = Vec::new();
         let mut done = HashSet::new();
-        while wanted > 0 {
-            let Some(Dated { id, .. }) = queue.pop() else { break };
+        while let Some(Dated { id, time }) = queue.pop() {
+            // The base's side may still reach what is listed, as long as its clock may be wrong.
+            if wanted == 0 && (listed.is_empty() || time < oldest.saturating_sub(CLOCK_SLACK)) {
+                break;
+            }
             let of_base = known[&id];
-            let first = done.insert(id);
-            if first && !of_base {
+            if done.insert(id) && !of_base {
                 wanted -= 1;
+                oldest = oldest.min(time);
                 listed.push(id);
             }
             for parent in self.commit(id)?.parents {
@@ -360,9 +373,9 @@ pub struct TreeWalk<'a> {
 }
 
 impl TreeWalk<'_> {
-    fn fail(&mut self, error: StoreError) -> Option<Result<(RepoPath, u32, Oid), StoreError>> {
+    fn fail(&mut self, error: StoreError) -> Result<(RepoPath, u32, Oid), StoreError> {
         self.stack.clear();
-        Some(Err(error))
+        Err(error)
     }
 }
 
@@ -373,7 +386,7 @@ impl Iterator for TreeWalk<'_> {
         if let Some(root) = self.root.take() {
             match self.store.tree(root) {
                 Ok(entries) => self.stack.push((None, entries.into_iter())),
-                Err(error) => return self.fail(error),
+                Err(error) => return Some(self.fail(error)),
             }
         }
         loop {
@@ -387,11 +400,11 @@ impl Iterator for TreeWalk<'_> {
                 return Some(Ok((path, entry.mode, entry.id)));
             }
             if self.stack.len() > MAX_DEPTH {
-                return self.fail(StoreError::TooDeep { path });
+                return Some(self.fail(StoreError::TooDeep { path }));
             }
             match self.store.tree(entry.id) {
                 Ok(entries) => self.stack.push((Some(path), entries.into_iter())),
-                Err(error) => return self.fail(error),
+                Err(error) => return Some(self.fail(error)),
             }
         }
     }

@@ -44,83 +44,135 @@ pub fn edit(
         return Err(StoreError::TooDeep { path: path.clone() }.into());
     }
     let edits: Vec<Edit<'_>> = edits.iter().map(|(path, held)| (path.as_bytes(), *held)).collect();
-    let tree = edit_folder(store, Some(base), &edits, pack)?;
-    match tree {
-        Some(tree) => Ok(tree),
-        None => Ok(pack.add_tree(b"")?),
+    // An explicit stack: a tree may be deeper than a thread's stack is.
+    let mut folder = Folder::open(store, Some(base), &edits, 0)?;
+    let mut above = Vec::new();
+    loop {
+        if let Some((subtree, deeper, skip)) = folder.next_folder() {
+            above.push(std::mem::replace(&mut folder, Folder::open(store, subtree, deeper, skip)?));
+            continue;
+        }
+        let tree = folder.write(pack)?;
+        match above.pop() {
+            Some(parent) => {
+                folder = parent;
+                folder.close(tree);
+            }
+            None => return tree.map_or_else(|| Ok(pack.add_tree(b"")?), Ok),
+        }
     }
 }
 
-/// One folder; `edits` are relative to it and sorted. `None`: it is empty now.
-fn edit_folder(
-    store: &Store,
+/// A folder on the way to a change.
+struct Folder<'a> {
     base: Option<Oid>,
-    edits: &[Edit<'_>],
-    pack: &mut PackWriter<'_>,
-) -> Result<Option<Oid>, TreeError> {
-    let old = base.map_or_else(|| Ok(Vec::new()), |id| store.tree(id))?;
-    let mut entries: BTreeMap<BString, Held> =
-        old.into_iter().map(|entry| (entry.name, (entry.mode, entry.id))).collect();
-    let mut changed = false;
-    // Entries of this folder first: a file that a folder replaces is taken away before.
-    for (name, held) in edits.iter().filter(|(path, _)| !path.contains(&b'/')) {
-        let before = entries.get(name.as_bstr()).copied();
-        match held {
-            Some(held) if before != Some(*held) => {
-                entries.insert((*name).into(), *held);
-                changed = true;
+    entries: BTreeMap<BString, Held>,
+    changed: bool,
+    /// The edits at or beneath it, sorted, whose first `skip` bytes are the folder.
+    edits: &'a [Edit<'a>],
+    skip: usize,
+    /// Up to where its subfolders are done.
+    at: usize,
+    /// The subfolder that is open.
+    open: &'a [u8],
+}
+
+impl<'a> Folder<'a> {
+    fn open(
+        store: &Store,
+        base: Option<Oid>,
+        edits: &'a [Edit<'a>],
+        skip: usize,
+    ) -> Result<Self, StoreError> {
+        let old = base.map_or_else(|| Ok(Vec::new()), |id| store.tree(id))?;
+        let mut entries: BTreeMap<BString, Held> =
+            old.into_iter().map(|entry| (entry.name, (entry.mode, entry.id))).collect();
+        let mut changed = false;
+        // Entries of this folder first: a file that a folder replaces is taken away before.
+        for (path, held) in edits {
+            let name = &path[skip..];
+            if name.contains(&b'/') {
+                continue;
             }
-            None if before.is_some_and(|(mode, _)| mode != GIT_TREE) => {
-                entries.remove(name.as_bstr());
-                changed = true;
+            let before = entries.get(name.as_bstr()).copied();
+            match held {
+                Some(held) if before != Some(*held) => {
+                    entries.insert(name.into(), *held);
+                    changed = true;
+                }
+                None if before.is_some_and(|(mode, _)| mode != GIT_TREE) => {
+                    entries.remove(name.as_bstr());
+                    changed = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { base, entries, changed, edits, skip, at: 0, open: b"" })
+    }
+
+    fn subtree(&self) -> Option<Oid> {
+        let held = self.entries.get(self.open.as_bstr());
+        held.filter(|(mode, _)| *mode == GIT_TREE).map(|(_, id)| *id)
+    }
+
+    /// The next subfolder with edits beneath it: its old tree, those edits, the bytes to skip.
+    fn next_folder(&mut self) -> Option<(Option<Oid>, &'a [Edit<'a>], usize)> {
+        loop {
+            let rest = &self.edits[self.at..];
+            let path = rest.first()?.0;
+            let Some(slash) = path[self.skip..].find_byte(b'/') else {
+                self.at += 1;
+                continue;
+            };
+            // What lies in one folder stands together, since the paths are sorted.
+            let skip = self.skip + slash + 1;
+            let dir = &path[self.skip..skip];
+            let count = rest.iter().take_while(|(p, _)| p[self.skip..].starts_with(dir)).count();
+            self.at += count;
+            self.open = &dir[..slash];
+            return Some((self.subtree(), &rest[..count], skip));
+        }
+    }
+
+    /// Takes what its open subfolder became; `None`: it is empty.
+    fn close(&mut self, tree: Option<Oid>) {
+        let name = self.open.as_bstr();
+        match tree {
+            Some(id) if self.entries.get(name) != Some(&(GIT_TREE, id)) => {
+                self.entries.insert(name.into(), (GIT_TREE, id));
+                self.changed = true;
+            }
+            None if self.subtree().is_some() => {
+                self.entries.remove(name);
+                self.changed = true;
             }
             _ => {}
         }
     }
-    // What lies deeper stands together, since the paths are sorted.
-    let mut rest = edits;
-    while let Some((path, _)) = rest.first() {
-        let Some(slash) = path.find_byte(b'/') else {
-            rest = &rest[1..];
-            continue;
-        };
-        let dir = &path[..=slash];
-        let count = rest.iter().take_while(|(path, _)| path.starts_with(dir)).count();
-        let deeper: Vec<Edit<'_>> =
-            rest[..count].iter().map(|(path, held)| (&path[slash + 1..], *held)).collect();
-        rest = &rest[count..];
-        let name = path[..slash].as_bstr();
-        let before = entries.get(name).copied();
-        let subtree = before.filter(|(mode, _)| *mode == GIT_TREE).map(|(_, id)| id);
-        match edit_folder(store, subtree, &deeper, pack)? {
-            Some(id) if before != Some((GIT_TREE, id)) => {
-                entries.insert(name.into(), (GIT_TREE, id));
-                changed = true;
-            }
-            None if subtree.is_some() => {
-                entries.remove(name);
-                changed = true;
-            }
-            _ => {}
+
+    /// The folder as it is now; `None`: it is empty.
+    fn write(self, pack: &mut PackWriter<'_>) -> Result<Option<Oid>, PackError> {
+        if self.entries.is_empty() {
+            return Ok(None);
         }
+        if let Some(base) = self.base.filter(|_| !self.changed) {
+            return Ok(Some(base));
+        }
+        let mut entries: Vec<TreeEntry> = self
+            .entries
+            .into_iter()
+            .map(|(name, (mode, id))| TreeEntry { name, mode, id })
+            .collect();
+        entries.sort_unstable_by(tree_order);
+        let mut bytes = Vec::with_capacity(entries.len() * 40);
+        for entry in &entries {
+            bytes.extend_from_slice(format!("{:o} ", entry.mode).as_bytes());
+            bytes.extend_from_slice(&entry.name);
+            bytes.push(0);
+            bytes.extend_from_slice(entry.id.as_bytes());
+        }
+        pack.add_tree(&bytes).map(Some)
     }
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    if let Some(base) = base.filter(|_| !changed) {
-        return Ok(Some(base));
-    }
-    let mut entries: Vec<TreeEntry> =
-        entries.into_iter().map(|(name, (mode, id))| TreeEntry { name, mode, id }).collect();
-    entries.sort_unstable_by(tree_order);
-    let mut bytes = Vec::with_capacity(entries.len() * 40);
-    for entry in &entries {
-        bytes.extend_from_slice(format!("{:o} ", entry.mode).as_bytes());
-        bytes.extend_from_slice(&entry.name);
-        bytes.push(0);
-        bytes.extend_from_slice(entry.id.as_bytes());
-    }
-    Ok(Some(pack.add_tree(&bytes)?))
 }
 
 /// Who did it, and when.
@@ -169,11 +221,10 @@ pub fn commit_bytes(
     committer: &Signature,
     message: &str,
 ) -> Vec<u8> {
-    let mut text = format!("tree {tree}\n");
-    for parent in parents {
-        text.push_str(&format!("parent {parent}\n"));
-    }
-    text.push_str(&format!("author {}\ncommitter {}\n\n", author.line(), committer.line()));
+    let parents =
+        parents.iter().fold(String::new(), |text, id| text + "parent " + &id.to_string() + "\n");
+    let (author, committer) = (author.line(), committer.line());
+    let mut text = format!("tree {tree}\n{parents}author {author}\ncommitter {committer}\n\n");
     text.extend(message.chars().filter(|c| *c != '\0'));
     if !text.ends_with('\n') {
         text.push('\n');
@@ -238,8 +289,7 @@ fn walk(
             continue;
         }
         let entries = match store.tree(tree) {
-            Ok(entries) if depth <= MAX_DEPTH => entries,
-            Ok(_) => return Err(StoreError::TooDeep { path: dir.expect("deep is not the root") }),
+            Ok(entries) => entries,
             Err(error) => {
                 gaps.push(gap(tree, dir, error)?);
                 continue;
@@ -256,6 +306,9 @@ fn walk(
             }
             let path = RepoPath::join(dir.as_ref(), &name);
             if mode == GIT_TREE {
+                if depth == MAX_DEPTH {
+                    return Err(StoreError::TooDeep { path });
+                }
                 let before = before.filter(|held| held.0 == GIT_TREE).map(|held| held.1);
                 work.push((Some(path), depth + 1, id, before));
             } else if seen.insert(id) {

@@ -4,6 +4,7 @@
 //! # Limitations
 //! The sentences that people read are made in `cli`; here are the facts.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::path::RepoPath;
@@ -11,7 +12,7 @@ use super::verdict::{Status, TerminalStatus};
 use super::writer::BlockedPath;
 
 /// `error_code` of an outcome document.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// The turn failed.

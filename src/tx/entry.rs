@@ -43,7 +43,7 @@ impl Kind {
 }
 
 /// What `statx` says of a path, as far as it can tell whether the bytes may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Stat {
     /// The permission bits, `0o7777`.
     pub mode: u32,
@@ -64,7 +64,7 @@ pub struct Stat {
 }
 
 /// One path of the base, as the manifest knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// What stands there.
     pub kind: Kind,
@@ -80,7 +80,7 @@ pub struct Entry {
 }
 
 /// How the base's commit holds a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracked {
     /// The blob, after git's conversions. Equal to the raw bytes' id for nearly every file.
     pub blob: Oid,
@@ -109,7 +109,7 @@ pub const fn git_mode(kind: Kind, stat: &Stat) -> u32 {
 }
 
 /// What stands at a path now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// What it is.
     pub kind: Kind,
@@ -121,7 +121,7 @@ pub struct Found {
 ///
 /// A change may turn out to be none once its bytes are read (a touched file): that is told by
 /// the raw id, not here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Where.
     pub path: RepoPath,

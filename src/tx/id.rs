@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A name that does not have the form that it must have.
@@ -21,8 +22,11 @@ pub struct InvalidName {
 }
 
 /// Names one unit of work; `[A-Za-z0-9_-]{1,128}`, as the platform's rows have it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct ExecutionId(String);
 
 impl ExecutionId {
@@ -81,7 +85,9 @@ impl fmt::Display for ExecutionId {
 }
 
 /// The number of a try of an execution, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct AttemptNo(pub u32);
 
@@ -107,8 +113,9 @@ impl fmt::Display for AttemptKey {
 }
 
 /// A git object id (SHA-1).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct Oid([u8; 20]);
 
 impl Oid {
@@ -196,7 +203,9 @@ impl fmt::Debug for Oid {
 }
 
 /// The full name of a ref, `HEAD` among them.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct RefName(pub String);
 
@@ -251,7 +260,7 @@ impl RefPrefix {
 }
 
 /// A ref that keeps an object alive: recorded before it is made, never reused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pin {
     /// The ref.
     pub name: RefName,

@@ -10,13 +10,15 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use bstr::{BStr, BString, ByteSlice as _};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::id::InvalidName;
 
 /// A path below the work-tree root. Never empty, never absolute, without `.`, `..` and empty parts.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct RepoPath(BString);
 
 impl RepoPath {
@@ -157,7 +159,7 @@ fn octal(out: &mut String, byte: u8) {
 }
 
 /// The bytes behind [`quote`]; `None` where the text is not of its making.
-fn unquote(text: &str) -> Option<Vec<u8>> {
+pub(super) fn unquote(text: &str) -> Option<Vec<u8>> {
     let Some(inner) = text.strip_prefix('"') else { return Some(text.as_bytes().to_vec()) };
     let mut rest = inner.strip_suffix('"')?.bytes();
     let mut out = Vec::new();

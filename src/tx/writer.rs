@@ -3,12 +3,13 @@
 //! # Limitations
 //! The records are data; how death is found out is the business of `process`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::path::RepoPath;
 
 /// A process, by what makes it one: a pid alone is reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct ProcessId {
     /// The pid, in the pid namespace of the record that holds this.
     pub pid: i32,
@@ -17,7 +18,7 @@ pub struct ProcessId {
 }
 
 /// The machine, boot and pid namespace in which a process id means something.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct HostId {
     /// `/etc/machine-id`, empty where there is none.
     pub machine_id: String,
@@ -30,7 +31,7 @@ pub struct HostId {
 }
 
 /// Everything that is recorded of a writer before it may run.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WriterRecord {
     /// Where the ids mean something.
     pub host: HostId,
@@ -45,7 +46,7 @@ pub struct WriterRecord {
 }
 
 /// A process that was still there after the leader, and was ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KilledProcess {
     /// Its pid.
     pub pid: i32,
@@ -96,7 +97,7 @@ impl ProvenDead {
 }
 
 /// How the turn ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TurnResult {
     /// What the leader returned, if it returned.
     pub exit_code: Option<i32>,

@@ -1,0 +1,487 @@
+//! Documents as people read them. Pure: from the document to text.
+//!
+//! # Limitations
+//! Everything that another program said is neutralised before it is shown.
+
+use std::fmt::Write as _;
+
+use super::style::{Style, neutral};
+use crate::coordinator::documents::{
+    DiffDocument, DoctorDocument, EventsDocument, GcDocument, ListDocument, ListedAttempt,
+    PostCheckDocument, ReconcileDocument, ResolveDocument, ShowDocument, ShownAttempt,
+    StatusDocument,
+};
+use crate::coordinator::outcome::{Outcome, OutcomeWord};
+use crate::tx::post_check::PostCheckOutcome;
+use crate::tx::state::{PostCheckRecord, StateTag};
+
+/// How many paths are listed before the rest is only counted.
+const SHOWN_PATHS: usize = 10;
+
+/// Writing into a `String` cannot fail; this keeps that in one place.
+macro_rules! line {
+    ($out:expr) => { $out.push('\n') };
+    ($out:expr, $($arg:tt)*) => {{
+        let _ = writeln!($out, $($arg)*);
+    }};
+}
+
+/// The end of a run.
+pub fn outcome(style: Style, outcome: &Outcome) -> String {
+    let mut out = String::new();
+    let id = outcome.execution_id.as_str();
+    let word = match outcome.outcome {
+        OutcomeWord::Committed => style.good("committed"),
+        OutcomeWord::RolledBack => style.bad("rolled back"),
+        OutcomeWord::Quarantined => style.notice("quarantined"),
+        OutcomeWord::Unprotected => style.notice("unprotected"),
+        other => style.bad(other.as_str()),
+    };
+    let attempt = outcome.attempt.map_or_else(String::new, |n| format!(", attempt {n}"));
+    let replayed = if outcome.replayed { " (recorded before; nothing ran)" } else { "" };
+    match outcome.outcome {
+        OutcomeWord::Committed if outcome.reason.as_deref() == Some("nothing_to_commit") => {
+            line!(out, "worktx: {word}: nothing to commit{replayed} {}", style.faint(format!("({id}{attempt})")));
+        }
+        OutcomeWord::Committed => {
+            let commit = outcome.commit.map_or_else(String::new, |c| c.short());
+            let branch = outcome.branch.as_deref().unwrap_or("HEAD");
+            let changes = changes(outcome);
+            line!(
+                out,
+                "worktx: {word} {} on {}: {changes}{replayed} {}",
+                style.strong(commit),
+                neutral(branch),
+                style.faint(format!("({id}{attempt})"))
+            );
+        }
+        OutcomeWord::RolledBack => {
+            line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id}{attempt})")));
+            if outcome.refs.discarded.is_empty() {
+                line!(out, "  the workspace is as it was before");
+            } else {
+                line!(out, "  the workspace is as it was before; the rejected work is kept:");
+                line!(out, "    worktx diff {}", outcome.execution_id.as_str());
+                line!(out, "    worktx restore {}", outcome.execution_id.as_str());
+            }
+        }
+        OutcomeWord::Quarantined => {
+            line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id}{attempt})")));
+            line!(out, "  nothing was touched; to see what is known and to settle it:");
+            line!(out, "    worktx show {id}");
+        }
+        OutcomeWord::Unprotected => {
+            line!(out, "worktx: {word}: the command ran without a transaction {}", style.faint(format!("({id})")));
+        }
+        OutcomeWord::Refused | OutcomeWord::Busy | OutcomeWord::Error => {
+            line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id})")));
+        }
+    }
+    paths(&mut out, "paths", &outcome.paths.iter().map(ToString::to_string).collect::<Vec<_>>());
+    if let Some(turn) = &outcome.turn
+        && !turn.killed.is_empty()
+    {
+        line!(out, "  still running after the command, ended:");
+        for process in &turn.killed {
+            line!(out, "    {} {} ({})", process.pid, neutral(&process.command), process.signal);
+        }
+    }
+    paths(
+        &mut out,
+        "changed by somebody else meanwhile",
+        &outcome.drift.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    );
+    for warning in &outcome.warnings {
+        line!(out, "{} {}", style.notice("warning:"), neutral(&warning.message));
+    }
+    out
+}
+
+fn changes(outcome: &Outcome) -> String {
+    let Some(counts) = outcome.changes else { return "no changes".to_owned() };
+    let parts: Vec<String> =
+        [(counts.added, "added"), (counts.modified, "modified"), (counts.deleted, "deleted")]
+            .into_iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, word)| format!("{n} {word}"))
+            .collect();
+    if parts.is_empty() { "no changes".to_owned() } else { parts.join(", ") }
+}
+
+/// Why, in a sentence.
+fn why(outcome: &Outcome) -> String {
+    let reason = outcome.reason.as_deref().unwrap_or("unknown");
+    let turn = outcome.turn.as_ref();
+    let text = match reason {
+        "turn_failed" => match turn.map(|t| (t.exit_code, t.signal)) {
+            Some((Some(code), _)) => format!("the command returned {code}"),
+            Some((None, Some(signal))) => format!("signal {signal} ended the command"),
+            _ => "the command failed".to_owned(),
+        },
+        "turn_timeout" => "the command ran out of its time".to_owned(),
+        "settle_by" => "it was not done by --settle-by".to_owned(),
+        "cancelled" => "cancelled".to_owned(),
+        "interrupted" => match outcome.outcome {
+            OutcomeWord::Quarantined => {
+                "a crash cut the command off; nobody can say what it meant to keep".to_owned()
+            }
+            _ => "interrupted; the execution may be run again".to_owned(),
+        },
+        "crashed" => "a crash cut the command off".to_owned(),
+        "redelivered" => "the same execution came again".to_owned(),
+        "not_started" => "it never started".to_owned(),
+        "post_check_failed" => match outcome.post_check.as_ref() {
+            Some(PostCheckRecord { outcome: PostCheckOutcome::Timeout, .. }) => {
+                "the post-check ran out of its time".to_owned()
+            }
+            Some(PostCheckRecord { exit_code: Some(code), .. }) => {
+                format!("the post-check returned {code}")
+            }
+            _ => "the post-check failed".to_owned(),
+        },
+        "post_check_missing" => "there is no post-check that runs, and one is required".to_owned(),
+        "post_check_changed" => "the command changed the post-check".to_owned(),
+        "unignored" => "the command un-ignored files that were ignored before".to_owned(),
+        "too_large" => "the command created more than the limits allow".to_owned(),
+        "filter_unsupported" => "the command put files under a git filter".to_owned(),
+        "unstorable" => "the command left something that git cannot store".to_owned(),
+        "verdict_lost" => match outcome.execution_status {
+            Some(status) => format!("the execution already is {status}"),
+            None => "another writer's verdict stood first".to_owned(),
+        },
+        "discarded" => "an operator discarded it".to_owned(),
+        "released" => "an operator kept the tree as it is".to_owned(),
+        "writer_unproven" => "a process of the command may still be writing".to_owned(),
+        "promote_blocked" => "it won, and the branch cannot be moved yet".to_owned(),
+        "restore_blocked" => "the workspace cannot be brought back whole".to_owned(),
+        "seal_blocked" => "what the command did cannot be pinned".to_owned(),
+        "branch_moved" => "the branch is not where it was, and nobody vouches for it".to_owned(),
+        "index_changed" => "the index changed after the seal".to_owned(),
+        "foreign_lock" => "a lock of git is in the way".to_owned(),
+        "drift" => "files changed that are nobody's of this attempt".to_owned(),
+        "unstable" => "files keep changing although the command is dead".to_owned(),
+        "gate_unknown" => "the verdict is not known".to_owned(),
+        "post_check_unstartable" => "the post-check could not be started".to_owned(),
+        "post_check_touched_git" => "the post-check changed HEAD, the branch or the index".to_owned(),
+        "git_changed" => "the command changed the git directory".to_owned(),
+        "workspace_damaged" => "the git directory is not what it was".to_owned(),
+        "lock_lost" => "the workspace lock was lost".to_owned(),
+        "verdict_mismatch" => "row and journal contradict each other".to_owned(),
+        "adopt_failed" => "it could not be adopted".to_owned(),
+        other => other.replace('_', " "),
+    };
+    match &outcome.detail {
+        Some(detail) if !detail.is_empty() => format!("{text}: {}", neutral(detail)),
+        _ => text,
+    }
+}
+
+fn paths(out: &mut String, title: &str, paths: &[String]) {
+    if paths.is_empty() {
+        return;
+    }
+    line!(out, "  {title}:");
+    for path in paths.iter().take(SHOWN_PATHS) {
+        line!(out, "    {path}");
+    }
+    if paths.len() > SHOWN_PATHS {
+        line!(out, "    … and {} more", paths.len() - SHOWN_PATHS);
+    }
+}
+
+fn state_word(style: Style, state: StateTag) -> String {
+    match state {
+        StateTag::Done => style.good(state),
+        StateTag::RolledBack => style.bad(state),
+        StateTag::Quarantined => style.notice(state),
+        _ => state.to_string(),
+    }
+}
+
+/// `list`
+pub fn list(style: Style, document: &ListDocument) -> String {
+    if document.attempts.is_empty() {
+        return "no attempts yet\n".to_owned();
+    }
+    attempts_table(style, &document.attempts)
+}
+
+fn attempts_table(style: Style, attempts: &[ListedAttempt]) -> String {
+    let rows = attempts
+        .iter()
+        .map(|a| {
+            vec![
+                a.execution_id.to_string(),
+                a.attempt.to_string(),
+                state_word(style, a.state),
+                a.reason.clone().unwrap_or_else(|| if a.running { "running".into() } else { String::new() }),
+                a.started_at.clone(),
+                shorten(&neutral(&a.command), 60),
+            ]
+        })
+        .collect();
+    style.table(&["execution", "attempt", "state", "reason", "started", "command"], rows) + "\n"
+}
+
+fn shorten(text: &str, width: usize) -> String {
+    let one_line = text.replace(['\n', '\t'], " ");
+    if one_line.chars().count() <= width {
+        return one_line;
+    }
+    let head: String = one_line.chars().take(width - 1).collect();
+    format!("{head}…")
+}
+
+/// `show`
+pub fn show(style: Style, document: &ShowDocument) -> String {
+    let mut out = String::new();
+    let status = document.execution_status.map_or("no row".to_owned(), |s| s.to_string());
+    line!(out, "execution {}: {}", style.strong(&document.execution_id), status);
+    if let Some(error) = &document.error {
+        line!(out, "  error      {}", neutral(error));
+    }
+    for attempt in &document.attempts {
+        line!(out);
+        shown_attempt(&mut out, style, attempt);
+    }
+    out
+}
+
+fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
+    line!(out, "attempt {}: {}", a.attempt, state_word(style, a.state));
+    if let Some(reason) = &a.reason {
+        let detail = a.detail.as_deref().map_or_else(String::new, |d| format!(": {}", neutral(d)));
+        line!(out, "  reason     {reason}{detail}");
+    }
+    if let Some(held) = a.held {
+        line!(out, "  was        {held}");
+    }
+    line!(out, "  command    {}", neutral(&a.command));
+    line!(out, "  workspace  {}", neutral(&a.workspace));
+    line!(out, "  branch     {}", neutral(&a.branch));
+    line!(out, "  base       {}", a.base);
+    if let Some(candidate) = a.candidate {
+        line!(out, "  candidate  {candidate}");
+    }
+    if let Some(c) = a.changes {
+        line!(out, "  changes    {} added, {} modified, {} deleted", c.added, c.modified, c.deleted);
+    }
+    if let Some(turn) = &a.turn {
+        let ended = match (turn.exit_code, turn.signal) {
+            (Some(code), _) => format!("returned {code}"),
+            (None, Some(signal)) => format!("ended by signal {signal}"),
+            (None, None) => "not known how it ended".to_owned(),
+        };
+        line!(out, "  turn       {ended} after {} ms", turn.duration_ms);
+        for process in &turn.killed {
+            line!(out, "    ended    {} {} ({})", process.pid, neutral(&process.command), process.signal);
+        }
+    }
+    if let Some(check) = &a.post_check {
+        line!(out, "  post-check {}", post_check_line(check));
+        if let Some(output) = check.output.as_deref().filter(|o| !o.is_empty()) {
+            for text in neutral(output).lines() {
+                line!(out, "    | {text}");
+            }
+        }
+    }
+    if let Some(writer) = a.writer.as_ref().filter(|_| !a.state.is_settled()) {
+        line!(
+            out,
+            "  writer     pid {} under supervisor {}",
+            writer.leader.pid,
+            writer.supervisor.pid
+        );
+    }
+    line!(out, "  started    {}", a.started_at);
+    if let Some(settled) = &a.settled_at {
+        line!(out, "  settled    {settled}");
+    }
+    let refs = a.refs.base.iter().chain(&a.refs.candidate);
+    for name in refs.chain(&a.refs.discarded).chain(&a.refs.rescue) {
+        line!(out, "  kept in    {name}");
+    }
+    paths(out, "changed by somebody else", &a.drift.iter().map(ToString::to_string).collect::<Vec<_>>());
+    for warning in &a.warnings {
+        line!(out, "  {} {}", style.notice("warning:"), neutral(&warning.message));
+    }
+    if !a.commands.is_empty() {
+        line!(out, "  to settle it, one of:");
+        for command in &a.commands {
+            line!(out, "    {command}");
+        }
+    }
+}
+
+fn post_check_line(check: &PostCheckRecord) -> String {
+    let word = format!("{:?}", check.outcome).to_lowercase();
+    let code = check.exit_code.map_or_else(String::new, |c| format!(", returned {c}"));
+    let time = check.duration_ms.map_or_else(String::new, |ms| format!(" after {ms} ms"));
+    format!("{word}{code}{time}")
+}
+
+/// `events`
+pub fn events(style: Style, document: &EventsDocument) -> String {
+    let rows = document
+        .events
+        .iter()
+        .map(|e| {
+            let states = match (&e.from, &e.to) {
+                (Some(from), Some(to)) if from != to => format!("{from} → {to}"),
+                (_, Some(to)) => to.clone(),
+                _ => String::new(),
+            };
+            let detail = match &e.detail {
+                serde_json::Value::Null => String::new(),
+                serde_json::Value::Object(map) if map.is_empty() => String::new(),
+                other => shorten(&neutral(&other.to_string()), 100),
+            };
+            vec![
+                e.at.clone(),
+                e.attempt.map_or_else(|| "-".to_owned(), |n| n.to_string()),
+                e.event.clone(),
+                states,
+                detail,
+            ]
+        })
+        .collect();
+    style.table(&["at", "attempt", "event", "state", "detail"], rows) + "\n"
+}
+
+/// `status`
+pub fn status(style: Style, d: &StatusDocument) -> String {
+    let mut out = String::new();
+    line!(out, "workspace  {}", neutral(&d.workspace));
+    let head = d.head.map_or_else(|| "nothing".to_owned(), |h| h.short());
+    line!(out, "branch     {} at {head}", neutral(d.branch.as_deref().unwrap_or("none")));
+    line!(out, "state      {}", neutral(&d.state_dir));
+    line!(out, "profile    {}", d.profile);
+    line!(out, "post-check {}", neutral(d.post_check.as_deref().unwrap_or("none")));
+    if d.busy {
+        line!(out, "{}", style.notice("busy: a run, or a command that holds the workspace, is at work"));
+    } else if d.can_be_base {
+        line!(out, "{}", style.good("ready: the next run would start"));
+    } else {
+        line!(out, "{}", style.bad("not ready: the next run would be refused"));
+    }
+    for refusal in &d.refusals {
+        line!(out, "  {}: {}", refusal.reason, neutral(&refusal.message));
+        paths(&mut out, "paths", &refusal.paths.iter().map(ToString::to_string).collect::<Vec<_>>());
+        if let Some(hint) = &refusal.hint {
+            line!(out, "  Hint: {hint}");
+        }
+    }
+    if !d.unsettled.is_empty() {
+        line!(out, "not settled:");
+        out.push_str(&attempts_table(style, &d.unsettled));
+    }
+    for warning in &d.warnings {
+        line!(out, "{} {}", style.notice("warning:"), neutral(&warning.message));
+    }
+    out
+}
+
+/// `diff --name-only`
+pub fn diff_names(document: &DiffDocument) -> String {
+    document.paths.iter().fold(String::new(), |mut out, p| {
+        let letter = p.change.chars().next().unwrap_or('?').to_ascii_uppercase();
+        line!(out, "{letter}\t{}", p.path);
+        out
+    })
+}
+
+/// `reconcile`
+pub fn reconcile(style: Style, d: &ReconcileDocument) -> String {
+    let mut out = String::new();
+    if d.attempts.is_empty() {
+        line!(out, "nothing to reconcile: every attempt is settled");
+        return out;
+    }
+    for a in &d.attempts {
+        let reason = a.reason.as_deref().map_or_else(String::new, |r| format!(" ({r})"));
+        let detail = a.detail.as_deref().map_or_else(String::new, |t| format!(": {}", neutral(t)));
+        line!(
+            out,
+            "{}/{}: {} → {}{reason}{detail}",
+            a.execution_id,
+            a.attempt,
+            a.from,
+            state_word(style, a.state)
+        );
+        if a.state == StateTag::Quarantined {
+            line!(out, "  worktx show {}", a.execution_id);
+        }
+    }
+    line!(
+        out,
+        "rolled forward {}, rolled back {}, quarantined {}, left {}",
+        d.rolled_forward, d.rolled_back, d.quarantined, d.left
+    );
+    out
+}
+
+/// `resolve`
+pub fn resolve(style: Style, d: &ResolveDocument) -> String {
+    let mut out = String::new();
+    for a in &d.attempts {
+        line!(out, "{}/{}: {} → {}", a.execution_id, a.attempt, a.decision, state_word(style, a.state));
+        if let Some(detail) = &a.detail {
+            line!(out, "  {}", neutral(detail));
+        }
+        for name in a.refs.discarded.iter().chain(&a.refs.rescue) {
+            line!(out, "  kept in {name}");
+        }
+    }
+    if d.attempts.is_empty() {
+        line!(out, "nothing to resolve");
+    }
+    out
+}
+
+/// `post-check`
+pub fn post_check(style: Style, d: &PostCheckDocument) -> String {
+    let mut out = String::new();
+    line!(out, "post-check {}", post_check_line(&d.post_check));
+    if let Some(origin) = &d.origin {
+        line!(out, "  {}", neutral(origin));
+    }
+    let decision = match d.decision.as_str() {
+        "commit" => style.good("would be committed"),
+        "roll_back" => style.bad("would be rolled back"),
+        other => style.notice(other),
+    };
+    line!(out, "a turn that left the tree like this {decision}");
+    out
+}
+
+/// `gc`
+pub fn gc(d: &GcDocument) -> String {
+    let verb = if d.dry_run { "would drop" } else { "dropped" };
+    let mut out = String::new();
+    line!(
+        out,
+        "{verb} {} attempts and {} refs; {} attempts stay, {} of them not settled",
+        d.removed.len(),
+        d.refs_removed,
+        d.kept,
+        d.unsettled
+    );
+    out
+}
+
+/// `doctor`
+pub fn doctor(style: Style, d: &DoctorDocument) -> String {
+    let mut out = String::new();
+    for check in &d.checks {
+        let level = match check.level.as_str() {
+            "ok" => style.good("ok     "),
+            "warning" => style.notice("warning"),
+            _ => style.bad("problem"),
+        };
+        line!(out, "{level}  {}: {}", check.name, neutral(&check.detail));
+        if let Some(hint) = &check.hint {
+            line!(out, "         Hint: {hint}");
+        }
+    }
+    out
+}

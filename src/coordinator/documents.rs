@@ -1,0 +1,385 @@
+//! The documents of every command but `run`: the forms behind `--json`, and what the tables on a
+//! terminal are made from.
+//!
+//! `docs/schema/` is generated from these types, a test keeps it in step. Within a schema number
+//! fields are only ever added.
+//!
+//! # Limitations
+//! Paths that are no UTF-8 stand in them as git quotes them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::outcome::{OutcomeWord, RefsDocument};
+use crate::tx::id::{AttemptNo, ExecutionId, Oid};
+use crate::tx::path::RepoPath;
+use crate::tx::state::{ChangeCounts, PostCheckRecord, StateTag, Warning};
+use crate::tx::verdict::Status;
+use crate::tx::writer::{TurnResult, WriterRecord};
+
+/// `list`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ListDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The attempts, newest first.
+    pub attempts: Vec<ListedAttempt>,
+}
+
+/// An attempt, in one line.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ListedAttempt {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Which try of it.
+    pub attempt: AttemptNo,
+    /// Where it is.
+    pub state: StateTag,
+    /// What came of it; `null` while it is on its way.
+    pub outcome: Option<OutcomeWord>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The root of the work tree.
+    pub workspace: String,
+    /// The command, as a shell would take it.
+    pub command: String,
+    /// When it was opened.
+    pub started_at: String,
+    /// When its state last changed.
+    pub updated_at: String,
+    /// When it was settled.
+    pub settled_at: Option<String>,
+    /// Whether its coordinator lives.
+    pub running: bool,
+}
+
+/// `show`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ShowDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// What stands in its row.
+    pub execution_status: Option<Status>,
+    /// The error that stands in its row.
+    pub error: Option<String>,
+    /// Its attempts, oldest first.
+    pub attempts: Vec<ShownAttempt>,
+}
+
+/// An attempt, whole.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ShownAttempt {
+    /// Which try of the execution.
+    pub attempt: AttemptNo,
+    /// Where it is.
+    pub state: StateTag,
+    /// What came of it; `null` while it is on its way.
+    pub outcome: Option<OutcomeWord>,
+    /// The root of the work tree.
+    pub workspace: String,
+    /// The branch; `HEAD` where it is detached.
+    pub branch: String,
+    /// The command, as a shell would take it.
+    pub command: String,
+    /// The commit that it started from.
+    pub base: Oid,
+    /// The commit that stands for what the turn did.
+    pub candidate: Option<Oid>,
+    /// How many paths differ from the base.
+    pub changes: Option<ChangeCounts>,
+    /// Why it went where it went.
+    pub reason: Option<String>,
+    /// More about the reason.
+    pub detail: Option<String>,
+    /// The state in which it was quarantined.
+    pub held: Option<StateTag>,
+    /// The processes that may be writing, by the last record of them.
+    pub writer: Option<WriterRecord>,
+    /// How the turn ended.
+    pub turn: Option<TurnResult>,
+    /// What the post-check said.
+    pub post_check: Option<PostCheckRecord>,
+    /// Which refs keep what.
+    pub refs: RefsDocument,
+    /// Where somebody else's bytes were found.
+    pub drift: Vec<RepoPath>,
+    /// What a person should know.
+    pub warnings: Vec<Warning>,
+    /// When it was opened.
+    pub started_at: String,
+    /// When its state last changed.
+    pub updated_at: String,
+    /// When it was settled.
+    pub settled_at: Option<String>,
+    /// Whether its coordinator lives.
+    pub running: bool,
+    /// The commands that settle it, where it is quarantined.
+    pub commands: Vec<String>,
+}
+
+/// `events`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct EventsDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// What was recorded, oldest first.
+    pub events: Vec<EventDocument>,
+}
+
+/// One record of the journal.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct EventDocument {
+    /// Its number; they grow.
+    pub id: i64,
+    /// When.
+    pub at: String,
+    /// The attempt; `null` for a refusal.
+    pub attempt: Option<AttemptNo>,
+    /// What happened.
+    pub event: String,
+    /// The state before.
+    pub from: Option<String>,
+    /// The state after.
+    pub to: Option<String>,
+    /// What was known of it.
+    pub detail: serde_json::Value,
+}
+
+/// `status`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct StatusDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The root of the work tree.
+    pub workspace: String,
+    /// The branch; `HEAD` where it is detached; `null` where there is none.
+    pub branch: Option<String>,
+    /// Where it stands.
+    pub head: Option<Oid>,
+    /// The state directory.
+    pub state_dir: String,
+    /// The profile.
+    pub profile: String,
+    /// Whether a run, or a command that holds the workspace, is at work.
+    pub busy: bool,
+    /// Whether the next `run` would start.
+    pub can_be_base: bool,
+    /// Why it would not.
+    pub refusals: Vec<RefusalDocument>,
+    /// What is not settled here.
+    pub unsettled: Vec<ListedAttempt>,
+    /// The post-check that the next `run` would use.
+    pub post_check: Option<String>,
+    /// What a person should know.
+    pub warnings: Vec<Warning>,
+}
+
+/// Why a workspace cannot be a base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RefusalDocument {
+    /// A word that stays the same.
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The paths that it is about.
+    pub paths: Vec<RepoPath>,
+}
+
+/// `diff`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DiffDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Which try of it.
+    pub attempt: AttemptNo,
+    /// The commit before.
+    pub from: Oid,
+    /// The commit after.
+    pub to: Oid,
+    /// The paths that differ.
+    pub paths: Vec<DiffPath>,
+}
+
+/// A path that differs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DiffPath {
+    /// Where.
+    pub path: RepoPath,
+    /// `added`, `modified` or `deleted`.
+    pub change: String,
+}
+
+/// `restore`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Which try of it.
+    pub attempt: AttemptNo,
+    /// The branch that was made.
+    pub branch: String,
+    /// The commit that it names.
+    pub commit: Oid,
+}
+
+/// `cancel`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct CancelDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// `won` or `lost`.
+    pub verdict: String,
+    /// What stands in its row.
+    pub execution_status: Option<Status>,
+}
+
+/// `post-check`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct PostCheckDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The root of the work tree.
+    pub workspace: String,
+    /// What would be decided: `commit`, `roll_back` or `error`.
+    pub decision: String,
+    /// Which one ran.
+    pub origin: Option<String>,
+    /// What it said.
+    pub post_check: PostCheckRecord,
+}
+
+/// `reconcile`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ReconcileDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// How many landed.
+    pub rolled_forward: u32,
+    /// How many were undone.
+    pub rolled_back: u32,
+    /// How many are held for an operator.
+    pub quarantined: u32,
+    /// How many a living owner drives, or could not be finished.
+    pub left: u32,
+    /// Each of them.
+    pub attempts: Vec<ReconciledAttempt>,
+}
+
+/// An attempt that reconcile looked at.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ReconciledAttempt {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Which try of it.
+    pub attempt: AttemptNo,
+    /// The root of the work tree.
+    pub workspace: String,
+    /// Where it was.
+    pub from: StateTag,
+    /// Where it is.
+    pub state: StateTag,
+    /// `rolled_forward`, `rolled_back`, `quarantined` or `left`.
+    pub result: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// More about the reason.
+    pub detail: Option<String>,
+}
+
+/// `resolve`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ResolveDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// Each attempt that was decided about.
+    pub attempts: Vec<ResolvedAttempt>,
+}
+
+/// An attempt that an operator decided about.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ResolvedAttempt {
+    /// The execution.
+    pub execution_id: ExecutionId,
+    /// Which try of it.
+    pub attempt: AttemptNo,
+    /// `adopt`, `discard` or `keep`.
+    pub decision: String,
+    /// Whether it is settled now.
+    pub settled: bool,
+    /// Where it is.
+    pub state: StateTag,
+    /// What stands in the row.
+    pub execution_status: Option<Status>,
+    /// Why it could not be settled.
+    pub detail: Option<String>,
+    /// Which refs keep what.
+    pub refs: RefsDocument,
+}
+
+/// `gc`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct GcDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// Nothing was removed.
+    pub dry_run: bool,
+    /// The attempts that went, as `<execution>/<attempt>`.
+    pub removed: Vec<String>,
+    /// How many refs went with them.
+    pub refs_removed: u64,
+    /// How many attempts stay.
+    pub kept: u64,
+    /// How many of those are not settled.
+    pub unsettled: u64,
+}
+
+/// `init`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct InitDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The root of the work tree.
+    pub workspace: String,
+    /// The state directory.
+    pub state_dir: String,
+    /// `installed`, `updated`, `present`, `removed` or `absent`.
+    pub guard: String,
+    /// The hook, where there is one.
+    pub hook: Option<String>,
+}
+
+/// `doctor`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DoctorDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// Nothing is in the way.
+    pub healthy: bool,
+    /// Each thing that was looked at.
+    pub checks: Vec<DoctorCheck>,
+}
+
+/// One thing that `doctor` looks at.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct DoctorCheck {
+    /// What.
+    pub name: String,
+    /// `ok`, `warning` or `problem`.
+    pub level: String,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}

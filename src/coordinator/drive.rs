@@ -1,0 +1,249 @@
+//! The loop that drives one attempt: next effect, perform, record.
+//!
+//! Order rule: *record, then do*. An effect runs from the state that the ledger holds; what it
+//! brings about is recorded before the next one begins. Resuming after a crash calls the same
+//! loop.
+//!
+//! # Limitations
+//! One attempt, one thread: every change of a file is made by the thread that drives.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::error::Failure;
+use super::session::Session;
+use super::spec::AttemptSpec;
+use super::view::SealView;
+use crate::git::manifest::Snapshot;
+use crate::gate::EmbeddedGate;
+use crate::journal::{Change, LedgerError};
+use crate::process::{Request, Signals, Waiting};
+use crate::tx::cause::QuarantineReason;
+use crate::tx::id::{AttemptKey, Pin, RefName};
+use crate::tx::state::{AttemptRecord, Effect, TxEvent, TxState};
+use crate::tx::verdict::{Row, Status};
+
+/// Why an effect did not come to its end.
+#[derive(Debug)]
+pub enum Stop {
+    /// An operator decides.
+    Quarantine(QuarantineReason),
+    /// Nothing can be recorded, or the machine fails: the state stays, reconcile goes on later.
+    Failure(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
+impl Stop {
+    /// What was done could not be finished: the candidate, or the pin of what is to be undone.
+    pub fn seal_blocked(error: &dyn std::error::Error) -> Self {
+        Self::Quarantine(QuarantineReason::SealBlocked { why: chain(error) })
+    }
+
+    /// The git directory or the workspace is not what it was.
+    pub fn damaged(why: impl Into<String>) -> Self {
+        Self::Quarantine(QuarantineReason::WorkspaceDamaged { why: why.into() })
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// What only who started the turn has.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// The turn's processes, waiting at their pipe.
+    pub waiting: Option<Waiting>,
+    /// The command to run.
+    pub command: Option<crate::process::Command>,
+    /// The bound on it.
+    pub timeout: Option<Duration>,
+    /// The manifest as it was at open.
+    pub snapshot: Option<Snapshot>,
+    /// How the turn ended, where the state does not hold it.
+    pub turn: Option<crate::tx::writer::TurnResult>,
+    /// What stands in the scope since the seal.
+    pub sealed: Option<SealView>,
+    /// The environment that `run` was started with.
+    pub environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+}
+
+/// Drives one attempt.
+pub struct Driver<'s> {
+    /// The workspace.
+    pub session: &'s mut Session,
+    /// Which attempt.
+    pub key: AttemptKey,
+    /// Its facts.
+    pub spec: AttemptSpec,
+    /// Its record, as the ledger has it.
+    pub record: AttemptRecord,
+    /// The ledger's revision of it.
+    pub rev: u64,
+    /// What is not in the ledger.
+    pub live: Live,
+    /// Requests to end.
+    pub signals: Signals,
+}
+
+impl Driver<'_> {
+    /// Drives the attempt until nothing is left to do by itself.
+    ///
+    /// # Errors
+    /// [`Failure`] where the ledger cannot be written or the machine fails: the attempt stays as
+    /// it is recorded, and a later reconcile goes on with it.
+    pub fn drive(&mut self) -> Result<(), Failure> {
+        while let Some(effect) = self.record.state.next_effect() {
+            let checked = self.session.verify().map_err(|why| self.lost(&why));
+            let done = checked.and_then(|()| match effect {
+                Effect::Start => self.start_turn(),
+                Effect::RunTurn => self.run_turn(),
+                Effect::Validate => self.validate(),
+                Effect::AskGate => self.ask_gate(),
+                Effect::Promote => self.promote(),
+                Effect::Finish => self.finish(),
+                Effect::Undo => self.undo(),
+            });
+            match done {
+                Ok(()) => {}
+                Err(Stop::Quarantine(reason)) => self.quarantine(reason)?,
+                Err(Stop::Failure(failure)) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn lost(&self, why: &str) -> Stop {
+        match self.session.lock.verify() {
+            Err(_) => Stop::Quarantine(QuarantineReason::LockLost),
+            Ok(()) => Stop::damaged(why),
+        }
+    }
+
+    /// Records an event, by compare-and-set.
+    pub fn apply(&mut self, event: TxEvent, detail: &Value) -> Result<(), Failure> {
+        let name = event.name();
+        let expected = self.record.state.tag();
+        let state = self.record.state.clone().apply(event).map_err(Failure::bug)?;
+        let record = AttemptRecord { state, ..self.record.clone() };
+        self.write(&record, expected, name, detail)?;
+        self.record = record;
+        Ok(())
+    }
+
+    /// Records pins, warnings and drift without a change of state.
+    pub fn save(&mut self, event: &str, detail: &Value) -> Result<(), Failure> {
+        let record = self.record.clone();
+        self.write(&record, record.state.tag(), event, detail)
+    }
+
+    fn write(
+        &mut self,
+        record: &AttemptRecord,
+        expected: crate::tx::state::StateTag,
+        event: &str,
+        detail: &Value,
+    ) -> Result<(), Failure> {
+        let outcome = self.outcome_value(record, None);
+        let change = Change {
+            key: &self.key,
+            expected,
+            rev: self.rev,
+            record,
+            event,
+            detail,
+            outcome: outcome.as_ref(),
+        };
+        self.rev = self.session.ledger.transition(&change)?;
+        Ok(())
+    }
+
+    /// The outcome document, where the record is at an end.
+    pub fn outcome_value(&self, record: &AttemptRecord, status: Option<Status>) -> Option<Value> {
+        let document =
+            super::outcome::Outcome::of(super::query::facts(&self.key, &self.spec), record, status)?;
+        serde_json::to_value(document).ok()
+    }
+
+    /// Records that an operator decides.
+    pub fn quarantine(&mut self, reason: QuarantineReason) -> Result<(), Failure> {
+        let fingerprint = super::observe::fingerprint(self.session, &self.spec).ok();
+        let detail = json!({ "reason": reason.as_str(), "detail": reason.detail() });
+        self.apply(TxEvent::Quarantined { reason, fingerprint }, &detail)
+    }
+
+    /// Makes the ref of a pin that the ledger has.
+    pub fn make_ref(&self, pin: &Pin) -> Result<(), crate::git::refs::RefError> {
+        self.session.refs.pin(&self.spec.settings.ref_prefix, pin)
+    }
+
+    /// The ref of the attempt's branch: HEAD itself where it is detached.
+    pub fn branch_ref(&self) -> RefName {
+        self.spec.branch.clone().unwrap_or_else(|| RefName("HEAD".to_owned()))
+    }
+
+    /// How long a lock or an answer is waited for.
+    pub const fn bound(&self) -> Duration {
+        Duration::from_millis(self.spec.settings.bound_ms)
+    }
+
+    /// The time by which everything up to the gate must be done.
+    pub fn settle_by(&self) -> Option<SystemTime> {
+        let time: jiff::Timestamp = self.spec.settle_by.as_ref()?.parse().ok()?;
+        Some(SystemTime::from(time))
+    }
+
+    /// Whether that time has passed.
+    pub fn is_past_settle_by(&self) -> bool {
+        self.settle_by().is_some_and(|time| SystemTime::now() >= time)
+    }
+
+    /// The row of the execution.
+    pub fn row(&mut self) -> Result<Option<Row>, Failure> {
+        row(self.session, &self.key)
+    }
+
+    /// A request to end that came between two phases: a signal, or a row that says cancelled.
+    pub fn request(&mut self) -> Option<Request> {
+        if let Some(request) = self.signals.pending() {
+            return Some(request);
+        }
+        match self.row() {
+            Ok(Some(row)) if row.status == Status::Cancelled => Some(Request::Cancel),
+            _ => None,
+        }
+    }
+
+    /// The state.
+    pub const fn state(&self) -> &TxState {
+        &self.record.state
+    }
+}
+
+/// The row of an execution.
+pub fn row(session: &mut Session, key: &AttemptKey) -> Result<Option<Row>, Failure> {
+    use crate::gate::Gate as _;
+    let db = session.ledger.writable()?;
+    EmbeddedGate::new(db).row(&key.execution).map_err(Failure::from)
+}
+
+/// Whether an error of the ledger says that somebody else has gone on with the attempt.
+pub const fn is_stale(error: &LedgerError) -> bool {
+    matches!(error, LedgerError::Stale { .. })
+}

@@ -1,0 +1,546 @@
+//! The seal: what a turn that returned 0 did becomes a commit, durable, before anything decides
+//! over it.
+//!
+//! The commit is what a careful person's `git add -A && git commit` of the scope would have made.
+//! Of the turn's index only the set of its paths is read. Whatever a policy refuses is found here,
+//! so that a rejected turn never has a candidate.
+//!
+//! Order rule: objects, their folder, what was seen at the seal, then the ledger; the ref is made
+//! from the recorded state by the next effect.
+//!
+//! # Limitations
+//! A file is hashed once to know whether it changed, and once more while it is packed if it is
+//! large; both must agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use super::drive::{Driver, Stop, chain};
+use super::error::Failure;
+use super::policy::{self, Verdicts};
+use super::view::{self, SealFile};
+use crate::base::fault::{self, Point};
+use crate::git::attributes::Attributes;
+use crate::git::convert::Conversions;
+use crate::git::index::{self, Index};
+use crate::git::pack::{PackError, PackWriter};
+use crate::git::rules::{Source, View};
+use crate::git::scan::{self, NewDirectories, ScanError};
+use crate::git::store::Held;
+use crate::git::tree::{self, Signature};
+use crate::tx::cause::{Cause, QuarantineReason};
+use crate::tx::entry::{Change, Entry, GIT_FILE, GIT_SYMLINK, Kind, Tracked, git_mode};
+use crate::tx::id::{Oid, Pin};
+use crate::tx::path::RepoPath;
+use crate::tx::state::{ChangeCounts, Seal, TxEvent};
+use crate::tx::writer::{ProvenDead, TurnResult};
+
+/// Files up to this size are read once, into memory; larger ones are streamed, twice.
+const IN_MEMORY: u64 = 8 << 20;
+
+/// What becomes of the commit's tree.
+type Edits = BTreeMap<RepoPath, Option<Held>>;
+
+/// What goes into a candidate.
+#[derive(Default)]
+struct Made {
+    edits: Edits,
+    entries: Vec<(RepoPath, Option<Entry>)>,
+    counts: ChangeCounts,
+    untracked_changed: Vec<RepoPath>,
+    left: Vec<RepoPath>,
+}
+
+/// The index that the turn left, as far as it counts.
+struct TurnIndex {
+    meaning: String,
+    /// Its stage-0 paths; `None` where it is what it was at open.
+    paths: Option<BTreeSet<Vec<u8>>>,
+}
+
+fn unstable(path: &RepoPath) -> Stop {
+    Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path.clone()] })
+}
+
+fn pack_stop(path: &RepoPath, error: &PackError) -> Stop {
+    match error {
+        PackError::Unstable { .. } => unstable(path),
+        other => Stop::seal_blocked(other),
+    }
+}
+
+/// Bytes as hex digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// Who commits, now.
+pub(super) fn signature(identity: &crate::git::gitconfig::Identity) -> Signature {
+    let now = jiff::Zoned::now();
+    Signature {
+        name: identity.name.clone(),
+        email: identity.email.clone(),
+        time: now.timestamp().as_second(),
+        offset_minutes: now.offset().seconds() / 60,
+    }
+}
+
+impl Driver<'_> {
+    /// Seals what stands in the scope, and records it; or records the undo that a policy asks for.
+    pub(super) fn seal(
+        &mut self,
+        turn: TurnResult,
+        death: ProvenDead,
+        adopted: bool,
+    ) -> Result<(), Stop> {
+        let tip = self.judge_moves()?;
+        self.put_back_programs()?;
+        let sealed_head = tip.unwrap_or(self.spec.base);
+        let turn_index = self.read_turn_index()?;
+
+        let snapshot = self.snapshot()?;
+        let base_rules = view::base_rules(&self.session.store, &snapshot)?;
+        let scan = match view::look(
+            self.session,
+            &self.spec,
+            &snapshot,
+            &base_rules,
+            NewDirectories::Walk,
+        ) {
+            Ok(scan) => scan,
+            Err(ScanError::TooMany { .. } | ScanError::TooDeep { .. }) => {
+                let cause = Cause::TooLarge { paths: Vec::new() };
+                return self.reject_turn(cause, turn, death, adopted);
+            }
+            Err(error) => return Err(view::scan_stop(error)),
+        };
+        if !scan.unreadable.is_empty() {
+            let paths = scan
+                .unreadable
+                .iter()
+                .map(|path| crate::tx::writer::BlockedPath {
+                    path: path.clone(),
+                    why: "it cannot be read".to_owned(),
+                })
+                .collect();
+            return self.reject_turn(Cause::Unstorable { paths }, turn, death, adopted);
+        }
+
+        let mut verdicts = Verdicts::new(&self.spec.settings);
+        policy::judge_changes(&scan.changes, turn_index.paths.as_ref(), &mut verdicts);
+        self.judge_commits(&snapshot, &base_rules, sealed_head, &mut verdicts)?;
+        let forced = self.forced_paths(&snapshot, &turn_index, sealed_head, &scan, &mut verdicts)?;
+
+        let attributes = Attributes::of_tree(
+            &policy::captured_attributes(&self.spec.git),
+            &self.session.root,
+            &scan.attributes,
+        )
+        .map_err(Failure::other("reading the attributes of the tree"))?;
+        let mut converter = Conversions::new(attributes, policy::autocrlf(&self.spec.git));
+        policy::judge_attributes(&scan.changes, converter.attributes(), &mut verdicts);
+        if let Some(cause) = verdicts.cause() {
+            return self.reject_turn(cause, turn, death, adopted);
+        }
+
+        let store = &self.session.store;
+        let mut pack = PackWriter::new(store);
+        let mut made = Made::default();
+        let in_index = |path: &RepoPath| {
+            turn_index.paths.as_ref().map(|paths| paths.contains(path.as_bytes()))
+        };
+        for change in scan.changes {
+            if change.before.is_none() && change.ignored_by_turn && in_index(&change.path) != Some(true)
+            {
+                // The turn ignores it: on disk it stays, and nobody's business it is from now on.
+                continue;
+            }
+            self.make(change, &in_index, &mut converter, &mut pack, &mut made)?;
+        }
+        for (path, entry) in forced {
+            self.force(path, entry, &mut converter, &mut pack, &mut made)?;
+        }
+        self.leave_out(&snapshot, &turn_index, &mut made)?;
+
+        let tree = tree::edit(store, self.spec.base_tree, &made.edits, &mut pack)
+            .map_err(|e| Stop::seal_blocked(&e))?;
+        let head_tree = store.commit(sealed_head)?.tree;
+        let candidate = if tree == head_tree {
+            sealed_head
+        } else {
+            let who = signature(&self.spec.author);
+            let message = self.spec.message(&self.key);
+            let bytes = tree::commit_bytes(tree, &[sealed_head], &who, &who, &message);
+            pack.add_commit(&bytes).map_err(|e| Stop::seal_blocked(&e))?
+        };
+        let written: BTreeSet<Oid> = made
+            .edits
+            .values()
+            .flatten()
+            .map(|(_, id)| *id)
+            .filter(|id| pack.wrote(*id))
+            .collect();
+        pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
+        store.refresh();
+        let gaps = tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
+        if let Some(gap) = gaps.first() {
+            return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
+        }
+
+        for path in &made.untracked_changed {
+            self.record.warn(
+                "untracked_changed",
+                format!("{path} was untracked before; the turn changed it, so it is committed"),
+            );
+        }
+        for path in &made.left {
+            self.record.warn(
+                "not_committed",
+                format!("{path} is nothing that git commits (a repository, a pipe, a mount); it stays"),
+            );
+        }
+        let file = SealFile { index_meaning: turn_index.meaning, entries: made.entries };
+        file.write(&self.session.place.attempt(&self.key))?;
+        self.live.sealed = Some(self.view_of(file)?);
+
+        let name = self.spec.prefix().candidate(&self.key);
+        self.record.pins.candidate = Some(Pin { name, id: candidate });
+        let detail = json!({
+            "candidate": candidate, "tree": tree, "head": sealed_head, "changes": made.counts,
+            "death": death.how(), "exit_code": turn.exit_code,
+        });
+        let seal = Seal {
+            candidate,
+            tree,
+            sealed_head,
+            changes: made.counts,
+            turn,
+            death,
+            adopted,
+        };
+        let event = if adopted { TxEvent::Adopted(seal) } else { TxEvent::Sealed(seal) };
+        self.apply(event, &detail)?;
+        fault::point(Point::SealRecorded);
+        Ok(())
+    }
+
+    /// A policy says no: an undo, or, where an operator adopts, the quarantine that it was in.
+    fn reject_turn(
+        &mut self,
+        cause: Cause,
+        turn: TurnResult,
+        death: ProvenDead,
+        adopted: bool,
+    ) -> Result<(), Stop> {
+        if adopted {
+            let paths: Vec<String> = cause.paths().iter().map(ToString::to_string).collect();
+            let why = format!("{} {}", cause.reason(), paths.join(", "));
+            return Err(Stop::Quarantine(QuarantineReason::AdoptFailed {
+                why: why.trim_end().to_owned(),
+            }));
+        }
+        self.fail(cause, turn, death)
+    }
+
+    fn read_turn_index(&self) -> Result<TurnIndex, Stop> {
+        let bytes = index::load(self.session.workspace.git_dir())?;
+        let digest = bytes.as_deref().map(|b| hex(&index::digest(b)));
+        if digest == self.spec.index_digest {
+            return Ok(TurnIndex { meaning: self.spec.index_meaning.clone(), paths: None });
+        }
+        let index = match bytes {
+            None => Index::empty(),
+            Some(bytes) => Index::parse(&bytes).map_err(|error| {
+                Stop::damaged(format!("the index cannot be read: {}", chain(&error)))
+            })?,
+        };
+        let meaning = hex(&index.meaning().0);
+        let same = meaning == self.spec.index_meaning;
+        let paths = (!same).then(|| index.paths_stage0().map(|p| p.to_vec()).collect());
+        Ok(TurnIndex { meaning, paths })
+    }
+
+    /// The turn's own commits pass the same policies, each of them.
+    fn judge_commits(
+        &self,
+        snapshot: &crate::git::manifest::Snapshot,
+        base_rules: &crate::git::rules::BaseRules,
+        tip: Oid,
+        verdicts: &mut Verdicts<'_>,
+    ) -> Result<(), Stop> {
+        if tip == self.spec.base {
+            return Ok(());
+        }
+        let store = &self.session.store;
+        let rules = view::rules(&self.spec);
+        let mut base_view = View::new(&rules, Source::Base(base_rules));
+        for commit in store.commits_between(self.spec.base, tip)? {
+            let tree = store.commit(commit)?.tree;
+            for (path, before, after) in store.diff_trees(self.spec.base_tree, tree)? {
+                let Some((mode, id)) = after else { continue };
+                if mode == crate::tx::entry::GIT_LINK {
+                    verdicts.unstorable(&path, "a submodule's commit");
+                    continue;
+                }
+                let known = before.is_some() || snapshot.get(&path).is_some();
+                if !known
+                    && base_view
+                        .ignores(&path, false)
+                        .map_err(Failure::other("reading the ignore rules of the base"))?
+                {
+                    verdicts.unignored(&path);
+                }
+                if mode != GIT_SYMLINK {
+                    verdicts.size(&path, store.blob_size(id)?, false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Paths that the turn put into the index or into its own commits although they are untracked
+    /// and unchanged, or ignored: they stand on disk and are in no change.
+    fn forced_paths(
+        &self,
+        snapshot: &crate::git::manifest::Snapshot,
+        turn_index: &TurnIndex,
+        tip: Oid,
+        scan: &scan::Scan,
+        verdicts: &mut Verdicts<'_>,
+    ) -> Result<Vec<(RepoPath, Entry)>, Stop> {
+        let mut wanted: BTreeSet<RepoPath> = BTreeSet::new();
+        if let Some(paths) = &turn_index.paths {
+            wanted.extend(paths.iter().filter_map(|p| RepoPath::new(p.clone()).ok()));
+        }
+        if tip != self.spec.base {
+            let tree = self.session.store.commit(tip)?.tree;
+            for (path, _, after) in self.session.store.diff_trees(self.spec.base_tree, tree)? {
+                if after.is_some() {
+                    wanted.insert(path);
+                }
+            }
+        }
+        let changed: BTreeSet<&RepoPath> = scan.changes.iter().map(|c| &c.path).collect();
+        let mut forced = Vec::new();
+        for path in wanted {
+            if changed.contains(&path) {
+                continue;
+            }
+            match snapshot.get(&path) {
+                Some(entry) if entry.tracked.is_some() => {}
+                Some(entry) if entry.kind.is_storable() => forced.push((path, entry)),
+                Some(_) => {}
+                None => {
+                    let Some(found) = self.session.root.stat(&path).ok().flatten() else { continue };
+                    if !found.kind.is_storable() {
+                        continue;
+                    }
+                    verdicts.unignored(&path);
+                    let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
+                        .map_err(view::scan_stop)?;
+                    forced.push((path, view::entry(&found, &raw)));
+                }
+            }
+        }
+        Ok(forced)
+    }
+
+    /// One change of the scan: into the pack, the tree and the list of what was sealed.
+    fn make(
+        &self,
+        change: Change,
+        in_index: &dyn Fn(&RepoPath) -> Option<bool>,
+        converter: &mut Conversions,
+        pack: &mut PackWriter<'_>,
+        made: &mut Made,
+    ) -> Result<(), Stop> {
+        let Change { path, before, after, ignored_by_turn, .. } = change;
+        let tracked = before.as_ref().and_then(|entry| entry.tracked);
+        let Some(found) = after else {
+            if tracked.is_some() {
+                made.edits.insert(path.clone(), None);
+            }
+            if before.as_ref().is_some_and(|entry| entry.kind != Kind::Directory) {
+                made.counts.deleted += 1;
+            }
+            made.entries.push((path, None));
+            return Ok(());
+        };
+        if !found.kind.is_storable() {
+            if tracked.is_some() {
+                made.edits.insert(path.clone(), None);
+                made.counts.deleted += 1;
+            }
+            if found.kind != Kind::Directory && before.is_none() {
+                made.left.push(path.clone());
+            }
+            let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
+                .map_err(view::scan_stop)?;
+            made.entries.push((path, Some(view::entry(&found, &raw))));
+            return Ok(());
+        }
+        let leaves = ignored_by_turn && in_index(&path) == Some(false);
+        let forced = in_index(&path) == Some(true);
+        let wanted = !leaves && (!ignored_by_turn || forced || tracked.is_some());
+        let mode = self.mode(&found, tracked);
+
+        let (raw, held) = if wanted {
+            self.keep(&path, &found, before.as_ref(), mode, converter, pack)?
+        } else {
+            let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
+                .map_err(view::scan_stop)?;
+            (raw, None)
+        };
+        let mut entry = view::entry(&found, &raw);
+        let same_bytes = before.as_ref().is_some_and(|b| b.kind == entry.kind && b.raw == entry.raw);
+        match (tracked, held) {
+            (Some(was), _) if same_bytes && !leaves => {
+                entry.tracked = Some(Tracked { blob: was.blob, mode });
+                if mode != was.mode {
+                    made.edits.insert(path.clone(), Some((mode, was.blob)));
+                    made.counts.modified += 1;
+                }
+            }
+            (Some(_), None) => {
+                made.edits.insert(path.clone(), None);
+                made.counts.deleted += 1;
+            }
+            (Some(was), Some(blob)) => {
+                entry.tracked = Some(Tracked { blob, mode });
+                if (was.blob, was.mode) != (blob, mode) {
+                    made.edits.insert(path.clone(), Some((mode, blob)));
+                    made.counts.modified += 1;
+                }
+            }
+            // Untracked before and the same bytes: not committed, unless the turn put it in.
+            (None, Some(_)) if same_bytes && !forced => {}
+            (None, Some(blob)) => {
+                entry.tracked = Some(Tracked { blob, mode });
+                made.edits.insert(path.clone(), Some((mode, blob)));
+                if before.is_some() {
+                    if !same_bytes {
+                        made.untracked_changed.push(path.clone());
+                    }
+                    made.counts.modified += 1;
+                } else {
+                    made.counts.added += 1;
+                }
+            }
+            (None, None) => {}
+        }
+        made.entries.push((path, Some(entry)));
+        Ok(())
+    }
+
+    /// A path that the turn put in by force: committed as it stands.
+    fn force(
+        &self,
+        path: RepoPath,
+        entry: Entry,
+        converter: &mut Conversions,
+        pack: &mut PackWriter<'_>,
+        made: &mut Made,
+    ) -> Result<(), Stop> {
+        let found = crate::tx::entry::Found { kind: entry.kind, stat: entry.stat };
+        let mode = self.mode(&found, None);
+        let (raw, held) = self.keep(&path, &found, None, mode, converter, pack)?;
+        let Some(blob) = held else { return Ok(()) };
+        let mut entry = view::entry(&found, &raw);
+        entry.tracked = Some(Tracked { blob, mode });
+        made.edits.insert(path.clone(), Some((mode, blob)));
+        made.counts.added += 1;
+        made.entries.push((path, Some(entry)));
+        Ok(())
+    }
+
+    /// Tracked paths that the turn took out of the index and ignores now: they leave the commit
+    /// and stay on disk.
+    fn leave_out(
+        &self,
+        snapshot: &crate::git::manifest::Snapshot,
+        turn_index: &TurnIndex,
+        made: &mut Made,
+    ) -> Result<(), Stop> {
+        let Some(paths) = &turn_index.paths else { return Ok(()) };
+        let rules = view::rules(&self.spec);
+        let mut turn_view = View::new(&rules, Source::Tree(&self.session.root));
+        let told: BTreeSet<RepoPath> = made.entries.iter().map(|(path, _)| path.clone()).collect();
+        for (path, packed) in snapshot.iter() {
+            if !packed.is_tracked() || paths.contains(path.as_bytes()) || told.contains(&path) {
+                continue;
+            }
+            let ignored = turn_view
+                .ignores(&path, false)
+                .map_err(Failure::other("reading the ignore rules of the tree"))?;
+            if ignored {
+                made.edits.insert(path.clone(), None);
+                made.counts.deleted += 1;
+                made.entries.push((path, Some(Entry { tracked: None, ..packed.entry() })));
+            }
+        }
+        Ok(())
+    }
+
+    fn mode(&self, found: &crate::tx::entry::Found, tracked: Option<Tracked>) -> u32 {
+        if found.kind == Kind::Symlink || self.spec.git.file_mode {
+            return git_mode(found.kind, &found.stat);
+        }
+        tracked.map(|t| t.mode).filter(|mode| *mode != GIT_SYMLINK).unwrap_or(GIT_FILE)
+    }
+
+    /// Reads a file or link once, and puts what git would store of it into the pack, unless the
+    /// base has it. Gives the raw id and the blob's.
+    fn keep(
+        &self,
+        path: &RepoPath,
+        found: &crate::tx::entry::Found,
+        before: Option<&Entry>,
+        mode: u32,
+        converter: &mut Conversions,
+        pack: &mut PackWriter<'_>,
+    ) -> Result<(scan::RawFile, Option<Oid>), Stop> {
+        let root = &self.session.root;
+        let convert = mode != GIT_SYMLINK && converter.needs_conversion(path);
+        if found.stat.size > IN_MEMORY && !convert {
+            let raw = scan::raw_id(root, path, found, |_| {}).map_err(view::scan_stop)?;
+            if !pack.contains(raw.oid) {
+                let file = root.open_file(path).map_err(|_| unstable(path))?;
+                let id =
+                    pack.add_blob(found.stat.size, file).map_err(|e| pack_stop(path, &e))?;
+                if id != raw.oid {
+                    return Err(unstable(path));
+                }
+            }
+            let oid = raw.oid;
+            return Ok((raw, Some(oid)));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(found.stat.size).unwrap_or(0));
+        let raw = scan::raw_id(root, path, found, |piece| bytes.extend_from_slice(piece))
+            .map_err(view::scan_stop)?;
+        if before.is_some_and(|b| b.raw == raw.oid && b.tracked.is_some()) {
+            return Ok((raw, before.and_then(|b| b.tracked).map(|t| t.blob)));
+        }
+        let add = |pack: &mut PackWriter<'_>, bytes: &[u8]| {
+            pack.add_blob_bytes(bytes).map_err(|e| pack_stop(path, &e))
+        };
+        if !convert {
+            let id = add(pack, &bytes)?;
+            return Ok((raw, Some(id)));
+        }
+        let stored = before.and_then(|b| b.tracked);
+        let converted = converter.to_git(path, &bytes, || {
+            stored.and_then(|tracked| self.session.store.blob(tracked.blob).ok())
+        });
+        let id = add(pack, &converted)?;
+        if id != raw.oid {
+            // Drift is put back by bytes, and a later base may need them.
+            add(pack, &bytes)?;
+        }
+        Ok((raw, Some(id)))
+    }
+}

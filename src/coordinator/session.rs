@@ -1,0 +1,135 @@
+//! Everything that is open on one workspace while it is worked on: the lock, the ledger, the
+//! object store, the held root, the manifest.
+//!
+//! Order rule: the lock comes before the ledger is written, and stays until the process ends.
+//!
+//! # Limitations
+//! A session sees the repository by the paths and the configuration that were found when it was
+//! opened; it never discovers again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::error::Failure;
+use super::place::Place;
+use crate::git::lockfile::{self, Holder, WorkspaceLock};
+use crate::git::locks::Target;
+use crate::git::manifest::Manifest;
+use crate::git::refs::Refs;
+use crate::git::root::Root;
+use crate::git::store::Store;
+use crate::git::workspace::Workspace;
+use crate::journal::{Ledger, Mode, Owner};
+use crate::process;
+use crate::tx::id::{AttemptKey, RefName};
+
+/// An open workspace.
+pub struct Session {
+    /// Which.
+    pub workspace: Workspace,
+    /// Where its state lies.
+    pub place: Place,
+    /// Journal and embedded execution rows.
+    pub ledger: Ledger,
+    /// Nobody else is at work here.
+    pub lock: WorkspaceLock,
+    /// The objects.
+    pub store: Store,
+    /// The refs.
+    pub refs: Refs,
+    /// The held root of the work tree.
+    pub root: Root,
+    /// What was known of the work tree.
+    pub manifest: Manifest,
+}
+
+/// Where the state of a workspace lies, by the user's wish or the recorded pointer.
+pub fn find_place(workspace: &Workspace, wanted: Option<&Path>) -> Result<Place, Failure> {
+    Ok(Place::find(
+        workspace.root(),
+        workspace.git_dir(),
+        workspace.common_dir(),
+        &workspace.id(),
+        wanted,
+    )?)
+}
+
+/// The ledger for reading, if there is one.
+pub fn read_ledger(place: &Place) -> Result<Option<Ledger>, Failure> {
+    let path = place.ledger();
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Ledger::open(&path, Mode::ReadOnly)?))
+}
+
+/// The ledger for writing, made if need be.
+pub fn write_ledger(place: &Place) -> Result<Ledger, Failure> {
+    let path = place.ledger();
+    if path.exists() {
+        Ok(Ledger::open(&path, Mode::ReadWrite)?)
+    } else {
+        Ok(Ledger::create(&path)?)
+    }
+}
+
+impl Session {
+    /// Locks the workspace, within `wait`, and opens everything of it.
+    ///
+    /// `command` is what is written down of the holder.
+    pub fn open(
+        workspace: Workspace,
+        place: Place,
+        command: &str,
+        wait: Option<Duration>,
+    ) -> Result<Self, Failure> {
+        place.create(workspace.common_dir())?;
+        let holder = Holder {
+            process: process::own_process(),
+            boot_id: process::this_host().boot_id,
+            command: command.to_owned(),
+            attempt: None,
+        };
+        let lock = WorkspaceLock::acquire(&workspace, &holder, wait)?;
+        let ledger = write_ledger(&place)?;
+        lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
+        let store = Store::open(workspace.common_dir())?;
+        let refs = Refs::open(workspace.git_dir(), workspace.common_dir())?;
+        let root = Root::open(workspace.root())?;
+        root.probe()?;
+        let manifest = Manifest::open(&place.manifest())?;
+        Ok(Self { workspace, place, ledger, lock, store, refs, root, manifest })
+    }
+
+    /// git's locks of an attempt on this workspace.
+    pub fn target(&self, key: &AttemptKey, branch: Option<&RefName>) -> Target {
+        Target {
+            git_dir: self.workspace.git_dir().to_owned(),
+            common_dir: self.workspace.common_dir().to_owned(),
+            prep_dir: self.place.prepared(key),
+            branch: branch.cloned(),
+        }
+    }
+
+    /// The workspace as the ledger knows it.
+    pub fn ledger_workspace(&self) -> crate::journal::Workspace {
+        crate::journal::Workspace {
+            id: self.workspace.id(),
+            root: self.workspace.root().to_owned(),
+            git_dir: self.workspace.git_dir().to_owned(),
+        }
+    }
+
+    /// This process, as the owner of an attempt.
+    pub fn owner() -> Owner {
+        Owner { host: process::this_host(), process: process::own_process() }
+    }
+
+    /// The workspace is still the one that was opened, and the lock still held: asked before each
+    /// effect.
+    pub fn verify(&self) -> Result<(), String> {
+        self.lock.verify().map_err(|e| e.to_string())?;
+        self.workspace.verify(true).map_err(|e| e.to_string())?;
+        self.root.verify().map_err(|e| e.to_string())
+    }
+}

@@ -1,0 +1,176 @@
+//! The effects around the turn: pin the base, bring the turn up, let it run, judge how it ended.
+//!
+//! Order rule: the base's pin stands in the ledger before its ref is made; the turn's processes
+//! stand in the ledger before they are let go.
+//!
+//! # Limitations
+//! After a crash nobody can take a turn up again: the recovery table decides over it.
+
+use serde_json::json;
+
+use super::drive::{Driver, Stop};
+use super::error::Failure;
+use crate::base::fault::{self, Point};
+use crate::git::reflog::{self, Moves};
+use crate::process::{self, Bounds, Request, Requests};
+use crate::tx::cause::{Cause, QuarantineReason};
+use crate::tx::id::Oid;
+use crate::tx::state::{TxEvent, Undo};
+use crate::tx::verdict::Status;
+use crate::tx::writer::{EndedBy, ProvenDead, TurnResult};
+
+impl Driver<'_> {
+    pub(super) fn start_turn(&mut self) -> Result<(), Stop> {
+        fault::point(Point::OpenRecorded);
+        if let Some(pin) = self.record.pins.base.clone() {
+            self.make_ref(&pin)?;
+        }
+        fault::point(Point::BasePinned);
+        let Some(command) = self.live.command.clone() else {
+            return Err(Failure::bug("a turn without a command").into());
+        };
+        let folder = self.session.place.attempt(&self.key).join("turn");
+        let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
+        use std::os::fd::AsFd as _;
+        match process::start(&command, &folder, &[lock.as_fd()]) {
+            Ok(waiting) => {
+                let record = waiting.record().clone();
+                let detail = json!({ "leader": record.leader.pid });
+                self.apply(TxEvent::TurnStarted(record), &detail)?;
+                self.live.waiting = Some(waiting);
+                fault::point(Point::TurnRecorded);
+                Ok(())
+            }
+            Err(error) => {
+                self.abandon()?;
+                Err(Failure::from(error).into())
+            }
+        }
+    }
+
+    /// Nothing was ever written: the pins go, and so does the attempt.
+    pub(super) fn abandon(&mut self) -> Result<(), Stop> {
+        let prepared = self.session.place.prepared(&self.key);
+        for pin in self.record.pins.all() {
+            self.session.refs.unpin(&self.spec.settings.ref_prefix, pin, &prepared)?;
+        }
+        self.record.pins = crate::tx::state::Pins::default();
+        self.apply(TxEvent::Abandoned, &json!({}))?;
+        Ok(())
+    }
+
+    pub(super) fn run_turn(&mut self) -> Result<(), Stop> {
+        let Some(waiting) = self.live.waiting.take() else {
+            return Err(Failure::bug("a turn that nobody brought up").into());
+        };
+        let bounds = Bounds {
+            timeout: self.live.timeout,
+            settle_by: self.settle_by(),
+            grace: std::time::Duration::from_millis(self.spec.settings.grace_ms),
+            proof_bound: self.bound(),
+        };
+        let signals = self.signals;
+        let over = {
+            let (session, key) = (&mut *self.session, &self.key);
+            let mut poll = || match super::drive::row(session, key) {
+                Ok(Some(row)) if row.status == Status::Cancelled => Some(Request::Cancel),
+                _ => None,
+            };
+            waiting.run(&bounds, &mut Requests { signals, poll: &mut poll })
+        };
+        fault::point(Point::TurnOver);
+        self.live.turn = Some(over.result.clone());
+        if let Some(error) = &over.exec_error {
+            self.record.warn("exec_failed", format!("the command could not be executed: {error}"));
+        }
+        let death = match over.death {
+            Ok(death) => death,
+            Err(_) => return Err(Stop::Quarantine(QuarantineReason::WriterUnproven)),
+        };
+        self.session.verify().map_err(|why| self.lost(&why))?;
+        let cause = match over.ended_by {
+            EndedBy::Itself if over.result.exit_code == Some(0) => {
+                return self.seal(over.result, death, false);
+            }
+            EndedBy::Itself => Cause::TurnFailed,
+            EndedBy::Timeout => Cause::TurnTimeout,
+            EndedBy::SettleBy => Cause::SettleBy,
+            EndedBy::Cancel => Cause::Cancelled,
+            EndedBy::Interrupt => Cause::Interrupted,
+        };
+        self.fail(cause, over.result, death)
+    }
+
+    /// The turn did not come to a seal: record the undo.
+    pub(super) fn fail(
+        &mut self,
+        cause: Cause,
+        turn: TurnResult,
+        death: ProvenDead,
+    ) -> Result<(), Stop> {
+        let tip = self.judge_moves()?;
+        let cause = self.by_the_row(cause);
+        let detail = json!({ "reason": cause.reason(), "turn": turn });
+        let undo = Undo { cause, death, turn, seal: None, post_check: None, tip };
+        self.apply(TxEvent::Failed(undo), &detail)?;
+        Ok(())
+    }
+
+    /// A cancel that stands in the row already is another writer's terminal, not our own.
+    pub(super) fn by_the_row(&mut self, cause: Cause) -> Cause {
+        if cause != Cause::Cancelled {
+            return cause;
+        }
+        match self.row() {
+            Ok(Some(row)) if row.status.is_terminal() => {
+                Cause::VerdictLost { standing: Some(row.status) }
+            }
+            _ => cause,
+        }
+    }
+
+    /// Where the turn's own commits moved the branch to; `None` where it stands at the base.
+    ///
+    /// # Errors
+    /// Quarantine where nobody vouches for the move.
+    pub(super) fn judge_moves(&mut self) -> Result<Option<Oid>, Stop> {
+        let branch = self.branch_ref();
+        let head = self.session.refs.head()?;
+        let tip = self.session.refs.get(&branch)?;
+        let vouched = crate::hook::read_vouches(&self.vouch_file())
+            .map_err(Failure::io("reading what the guard hook vouched for"))?
+            .into_iter()
+            .map(|vouch| (vouch.old, vouch.new))
+            .collect();
+        let appended = reflog::read_since(&self.session.workspace, &branch, &self.spec.log)
+            .map_err(|error| branch_moved(format!("the reflog cannot be read: {error}")))?;
+        self.session.store.refresh();
+        let seen = reflog::Observed {
+            head: &head,
+            branch: &branch,
+            base: self.spec.base,
+            tip,
+            appended: &appended,
+            vouched: &vouched,
+        };
+        let store = &self.session.store;
+        let moves = reflog::judge_moves(&seen, &self.key, |tip, base| {
+            store.is_descendant(tip, base).unwrap_or(false)
+        });
+        match moves {
+            Moves::None => Ok(None),
+            Moves::TurnsOwn { tip } => Ok(Some(tip)),
+            Moves::Unvouched { why } | Moves::Rewritten { why } => Err(branch_moved(why)),
+            Moves::Switched { to } => Err(branch_moved(format!("HEAD is on {to}"))),
+        }
+    }
+
+    /// Where the guard hook writes which moves it let pass.
+    pub(super) fn vouch_file(&self) -> std::path::PathBuf {
+        self.session.place.attempt(&self.key).join("vouched")
+    }
+}
+
+pub(super) fn branch_moved(why: impl Into<String>) -> Stop {
+    Stop::Quarantine(QuarantineReason::BranchMoved { why: why.into() })
+}

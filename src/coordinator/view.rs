@@ -1,0 +1,221 @@
+//! Looking at the work tree with the eyes of an attempt: its base, its rules, its limits.
+//!
+//! A scan against the base tells what the turn did; a scan against the [`SealView`] tells what
+//! somebody did since the seal.
+//!
+//! # Limitations
+//! Every look is a full scan; a watcher that names the paths that may have changed fits in here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::drive::{Driver, Stop};
+use super::error::Failure;
+use super::session::Session;
+use super::spec::AttemptSpec;
+use crate::base::durable;
+use crate::git::manifest::{EntryChange, Snapshot};
+use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
+use crate::git::scan::{self, Scan, ScanError, ScanRequest};
+use crate::git::store::Store;
+use crate::tx::cause::QuarantineReason;
+use crate::tx::entry::{Change, Entry, Found};
+use crate::tx::id::Oid;
+use crate::tx::path::RepoPath;
+use crate::tx::settings::Scope;
+
+/// What was sealed, as far as the commit does not tell: kept in the attempt's folder, durable
+/// before the state `sealed`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SealFile {
+    /// What the index meant, in hex.
+    pub index_meaning: String,
+    /// What stands at each path that differs from the base.
+    pub entries: Vec<EntryChange>,
+}
+
+impl SealFile {
+    const NAME: &'static str = "sealed.json";
+
+    /// Writes it, durable.
+    pub fn write(&self, folder: &Path) -> Result<(), Failure> {
+        let bytes = serde_json::to_vec(self).map_err(Failure::bug)?;
+        durable::create_dir_all(folder, super::place::PRIVATE_DIR)
+            .and_then(|()| {
+                durable::write_file(&folder.join(Self::NAME), &bytes, super::place::PRIVATE_FILE)
+            })
+            .map_err(Failure::io("writing what was sealed"))
+    }
+
+    /// Reads it back.
+    pub fn read(folder: &Path) -> Result<Self, Failure> {
+        let bytes = std::fs::read(folder.join(Self::NAME))
+            .map_err(Failure::io("reading what was sealed"))?;
+        serde_json::from_slice(&bytes).map_err(Failure::other("reading what was sealed"))
+    }
+}
+
+/// The work tree as it was sealed.
+#[derive(Debug)]
+pub struct SealView {
+    /// The base with what the turn did on top.
+    pub snapshot: Snapshot,
+    /// The ignore rules as sealed.
+    pub rules: BaseRules,
+    /// What was kept of the seal.
+    pub file: SealFile,
+}
+
+/// The rules of an attempt: captured excludes and the scope.
+pub fn rules(spec: &AttemptSpec) -> Rules {
+    rules_of(&spec.git, &spec.settings.scope)
+}
+
+/// The rules from captured configuration and a scope.
+pub fn rules_of(git: &crate::git::gitconfig::GitConfig, scope: &Scope) -> Rules {
+    let captured = CapturedExcludes {
+        info_exclude: git.info_exclude.bytes.clone(),
+        excludes_file: git.excludes.bytes.clone(),
+        ignore_case: git.ignore_case,
+    };
+    Rules::new(&captured, scope)
+}
+
+/// The `.gitignore` files of a snapshot.
+pub fn base_rules(store: &Store, snapshot: &Snapshot) -> Result<BaseRules, Failure> {
+    BaseRules::collect(snapshot, |id| store.blob(id).map_err(|e| e.to_string()))
+        .map_err(Failure::other("reading the ignore rules of the base"))
+}
+
+/// Scans against a snapshot, with the rules that belong to it.
+pub fn look(
+    session: &Session,
+    spec: &AttemptSpec,
+    snapshot: &Snapshot,
+    base: &BaseRules,
+    new_directories: scan::NewDirectories,
+) -> Result<Scan, ScanError> {
+    let rules = rules(spec);
+    let temporary = [spec.temporary.as_bytes().to_vec()];
+    let mut request = ScanRequest::new(&session.root, snapshot, &rules, Some(base));
+    request.temporary = &temporary;
+    request.new_directories = new_directories;
+    scan::scan(&request)
+}
+
+/// A scan that could not be finished, as a reason to stop.
+pub fn scan_stop(error: ScanError) -> Stop {
+    match error {
+        ScanError::Unstable { path } => {
+            Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path] })
+        }
+        other => Stop::seal_blocked(&other),
+    }
+}
+
+/// The entry of something that has been read.
+pub const fn entry(found: &Found, raw: &scan::RawFile) -> Entry {
+    Entry {
+        kind: found.kind,
+        stat: raw.stat,
+        stat_is_proof: raw.stat_is_proof,
+        raw: raw.oid,
+        tracked: None,
+    }
+}
+
+/// Whether two looks at a path found the same thing: kind, mode and bytes, whatever the times.
+pub fn is_same(before: &Entry, after: &Entry) -> bool {
+    before.kind == after.kind
+        && before.raw == after.raw
+        && (before.kind == crate::tx::entry::Kind::Symlink || before.stat.mode == after.stat.mode)
+}
+
+/// The changes that are none once their bytes are read: the raw ids of the others.
+///
+/// Gives for each path that really differs what stands there now.
+pub fn settle(
+    session: &Session,
+    changes: Vec<Change>,
+) -> Result<Vec<(Change, Option<Entry>)>, Stop> {
+    let mut differ = Vec::new();
+    for change in changes {
+        let now = match &change.after {
+            None => None,
+            Some(found) => {
+                let raw = scan::raw_id(&session.root, &change.path, found, |_| {})
+                    .map_err(scan_stop)?;
+                Some(entry(found, &raw))
+            }
+        };
+        let same = match (&change.before, &now) {
+            (Some(before), Some(now)) => is_same(before, now),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            differ.push((change, now));
+        }
+    }
+    Ok(differ)
+}
+
+impl Driver<'_> {
+    /// The manifest as it was at open.
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, Stop> {
+        match &self.live.snapshot {
+            Some(snapshot) => Ok(snapshot.clone()),
+            None => {
+                let snapshot = self.session.manifest.load()?;
+                self.live.snapshot = Some(snapshot.clone());
+                Ok(snapshot)
+            }
+        }
+    }
+
+    /// The work tree as it was sealed; after a crash from what was kept of it.
+    pub(super) fn sealed_view(&mut self) -> Result<&SealView, Stop> {
+        if self.live.sealed.is_none() {
+            let file = SealFile::read(&self.session.place.attempt(&self.key))?;
+            self.live.sealed = Some(self.view_of(file)?);
+        }
+        self.live.sealed.as_ref().ok_or_else(|| Failure::bug("a seal without a view").into())
+    }
+
+    pub(super) fn view_of(&mut self, file: SealFile) -> Result<SealView, Stop> {
+        let mut snapshot = self.snapshot()?;
+        snapshot.apply(file.entries.iter().cloned());
+        let rules = base_rules(&self.session.store, &snapshot)?;
+        Ok(SealView { snapshot, rules, file })
+    }
+
+    /// What differs from the seal now.
+    pub(super) fn since_seal(&mut self) -> Result<Vec<(Change, Option<Entry>)>, Stop> {
+        self.sealed_view()?;
+        let Some(view) = &self.live.sealed else {
+            return Err(Failure::bug("a seal without a view").into());
+        };
+        let scan = look(
+            self.session,
+            &self.spec,
+            &view.snapshot,
+            &view.rules,
+            scan::NewDirectories::Walk,
+        )
+        .map_err(scan_stop)?;
+        if let Some(path) = scan.unreadable.into_iter().next() {
+            return Err(Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path] }));
+        }
+        settle(self.session, scan.changes)
+    }
+}
+
+/// The blobs of a tree, by path.
+pub fn tree_blobs(store: &Store, tree: Oid) -> Result<BTreeMap<RepoPath, (u32, Oid)>, Failure> {
+    store
+        .tree_walk(tree)
+        .map(|item| item.map(|(path, mode, id)| (path, (mode, id))).map_err(Failure::from))
+        .collect()
+}

@@ -1,0 +1,446 @@
+//! Establishing the base: the manifest is brought up to what stands in the tree now, against the
+//! tree of HEAD, and what may speak against it as a base is told.
+//!
+//! 1. Where HEAD's tree is another than the manifest's, a tree diff brings `tracked` up to date.
+//! 2. A scan finds the paths whose stat data is no proof; their bytes are hashed, once, by two
+//!    threads.
+//! 3. A tracked path whose bytes, after git's conversions, are not its blob's is `modified`.
+//! 4. Only where nothing is modified, or the dirty state is to be the base, the manifest is
+//!    written; and only what differs, so that nothing is written where nothing changed.
+//!
+//! Order rules: hold the workspace lock; nothing may be unsettled here. The bytes of `untracked`
+//! are to be pinned before the base is relied on.
+//!
+//! # Limitations
+//! A dirty base is described without HEAD's tree, so that the next one is compared with all of it.
+//! Symbolic links are expected to be links (`core.symlinks=false` makes them modified).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::attributes::{Attributes, CapturedAttributes, Unsupported};
+use super::convert::{AutoCrlf, Conversions};
+use super::manifest::{Described, Manifest, ManifestError, Snapshot};
+use super::root::{Root, RootError};
+use super::rules::{Rules, RulesError};
+use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan};
+use crate::tx::entry::{
+    Change, Entry, Found, GIT_FILE, GIT_LINK, GIT_SYMLINK, Kind, Stat, Tracked, git_mode,
+};
+use crate::tx::id::Oid;
+use crate::tx::path::RepoPath;
+use crate::tx::settings::Limits;
+
+/// How often a file that changes while it is read is read again.
+const READS: u32 = 4;
+
+/// How many files make a second thread worth its start.
+const ALONE: usize = 64;
+
+/// What the base is established from.
+pub struct BaselineRequest<'a> {
+    /// The work tree.
+    pub root: &'a Root,
+    /// For reading objects only.
+    pub repository: &'a git2::Repository,
+    /// The tree of HEAD's commit.
+    pub head_tree: Oid,
+    /// Captured excludes and the scope.
+    pub rules: &'a Rules,
+    /// Captured attributes.
+    pub attributes: &'a CapturedAttributes,
+    /// `core.autocrlf` as captured.
+    pub autocrlf: AutoCrlf,
+    /// `core.fileMode` as captured: whether the executable bit counts.
+    pub file_mode: bool,
+    /// How much may be untracked.
+    pub limits: Limits,
+    /// See [`ScanRequest::temporary`].
+    pub temporary: &'a [Vec<u8>],
+    /// Take modified tracked content as the base (`--on-dirty capture`).
+    pub keep_modified: bool,
+    /// See [`ScanRequest::progress`].
+    pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
+}
+
+/// What stands in the tree, judged. Lists are sorted.
+#[derive(Debug, Default)]
+pub struct Baseline {
+    /// Tracked paths whose content, kind or mode is not HEAD's, deleted ones among them. Where
+    /// there are some, and they are not to be kept, nothing has been written.
+    pub modified: Vec<RepoPath>,
+    /// Files and links in scope that git does not track.
+    pub untracked: Vec<(RepoPath, Entry)>,
+    /// Their bytes.
+    pub untracked_bytes: u64,
+    /// Repositories within the tree: out of scope.
+    pub nested: Vec<RepoPath>,
+    /// Mounts within the tree: out of scope.
+    pub mounts: Vec<RepoPath>,
+    /// Named pipes, sockets, devices.
+    pub special: Vec<RepoPath>,
+    /// Submodules of HEAD: a refusal.
+    pub submodules: Vec<RepoPath>,
+    /// Paths that ask for a conversion which is not performed: a refusal.
+    pub unsupported: Vec<(RepoPath, Unsupported)>,
+    /// Directories with a `.gitattributes`.
+    pub attributes: Vec<Vec<u8>>,
+    /// The manifest's generation; unchanged where nothing was written.
+    pub generation: u64,
+    /// Whether something was written.
+    pub written: bool,
+    /// How many paths the base has, directories included.
+    pub entries: u64,
+    /// The base in memory.
+    pub snapshot: Snapshot,
+}
+
+/// The base cannot be established.
+#[derive(Debug, thiserror::Error)]
+pub enum BaselineError {
+    /// Untracked files beyond the limits.
+    #[error("untracked files beyond the limits: {files} files, {bytes} bytes, {} too large", too_large.len())]
+    TooMuch {
+        /// Single files above the bound.
+        too_large: Vec<RepoPath>,
+        /// How many there are.
+        files: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// What is in it cannot be known.
+    #[error("{} paths cannot be read, the first is {}", paths.len(), paths[0])]
+    Unreadable {
+        /// Which; never empty.
+        paths: Vec<RepoPath>,
+    },
+    /// They kept changing while they were read.
+    #[error("{} files keep changing, the first is {}", paths.len(), paths[0])]
+    Unstable {
+        /// Which; never empty.
+        paths: Vec<RepoPath>,
+    },
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The scan.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// A `.gitattributes`.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// An object of HEAD cannot be read.
+    #[error("cannot read HEAD's tree: {0}")]
+    Git(#[from] git2::Error),
+}
+
+/// Brings the manifest up to what stands in the tree now. See the module.
+pub fn establish(
+    manifest: &mut Manifest,
+    request: &BaselineRequest<'_>,
+) -> Result<Baseline, BaselineError> {
+    let old = manifest.load()?;
+    let mut baseline = Baseline::default();
+    let mut updates = BTreeMap::new();
+    let mut current = old.clone();
+    // Another root: nothing that the stat data says is about it.
+    let moved = old.meta().described.root.is_some_and(|was| was.inode != request.root.id().inode);
+    let from = old.meta().described.head_tree.filter(|_| !moved);
+    if from != Some(request.head_tree) {
+        updates = tracked_updates(request, &current, from, moved, &mut baseline.submodules)?;
+        current.apply(updates.clone());
+    }
+    let scanned = scan(&ScanRequest {
+        temporary: request.temporary,
+        limits: ScanLimits { changes: u64::MAX, ..ScanLimits::default() },
+        progress: request.progress,
+        ..ScanRequest::new(request.root, &current, request.rules, None)
+    })?;
+    if !scanned.unreadable.is_empty() {
+        return Err(BaselineError::Unreadable { paths: scanned.unreadable });
+    }
+    let attributes = Attributes::of_tree(request.attributes, request.root, &scanned.attributes)?;
+    let mut conversions = Conversions::new(attributes, request.autocrlf);
+    updates.extend(scanned.dropped.into_iter().map(|path| (path, None)));
+    judge_sizes(request, &scanned.changes)?;
+    let files = read_all(request.root, &scanned.changes)?;
+    for (change, read) in scanned.changes.into_iter().zip(files) {
+        let tracked = change.before.as_ref().and_then(|before| before.tracked);
+        let entry = read.map(|(found, raw)| Entry {
+            kind: found.kind,
+            stat: raw.stat,
+            stat_is_proof: raw.stat_is_proof,
+            raw: raw.oid,
+            tracked: tracked.filter(|_| found.kind.is_storable()),
+        });
+        if let Some(tracked) = tracked
+            && !is_committed(request, &mut conversions, &change.path, entry.as_ref(), tracked)?
+        {
+            baseline.modified.push(change.path.clone());
+        }
+        updates.insert(change.path, entry);
+    }
+    updates.retain(|path, entry| old.get(path) != *entry);
+    current.apply(updates.clone());
+    classify(&mut baseline, &current, &mut conversions);
+    let (files, bytes) = (baseline.untracked.len() as u64, baseline.untracked_bytes);
+    if files > request.limits.files || bytes > request.limits.total_bytes {
+        return Err(BaselineError::TooMuch { too_large: Vec::new(), files, bytes });
+    }
+    let clean = baseline.modified.is_empty();
+    let described =
+        Described { head_tree: clean.then_some(request.head_tree), root: Some(request.root.id()) };
+    let mut meta = old.meta();
+    baseline.attributes = scanned.attributes;
+    if clean || request.keep_modified {
+        let rules = &scanned.ignored_rules;
+        let same_rules = old.ignored_rules() == rules;
+        if !updates.is_empty() || !same_rules || old.meta().described != described {
+            let rules = (!same_rules).then_some(rules);
+            meta = manifest.apply(updates, rules, described)?;
+            baseline.written = true;
+        }
+        current = current.described_by(meta, scanned.ignored_rules);
+    }
+    baseline.generation = meta.generation;
+    baseline.snapshot = current;
+    Ok(baseline)
+}
+
+/// The entries whose `tracked` is another by the tree diff, with their directories.
+fn tracked_updates(
+    request: &BaselineRequest<'_>,
+    current: &Snapshot,
+    from: Option<Oid>,
+    moved: bool,
+    submodules: &mut Vec<RepoPath>,
+) -> Result<BTreeMap<RepoPath, Option<Entry>>, BaselineError> {
+    let tree = |id: Oid| match id {
+        Oid::EMPTY_TREE => Ok(None),
+        id => git2::Oid::from_bytes(id.as_bytes())
+            .and_then(|id| request.repository.find_tree(id))
+            .map(Some),
+    };
+    let mut updates = BTreeMap::new();
+    // A tree that is gone by now: everything anew.
+    let old_tree = from.and_then(|id| tree(id).ok());
+    if old_tree.is_none() {
+        for (path, packed) in current.iter() {
+            if packed.is_tracked() || moved {
+                let entry = packed.entry();
+                let stat_is_proof = entry.stat_is_proof && !moved;
+                updates.insert(path, Some(Entry { tracked: None, stat_is_proof, ..entry }));
+            }
+        }
+    }
+    let new_tree = tree(request.head_tree)?;
+    let mut options = git2::DiffOptions::new();
+    options.include_typechange(true).skip_binary_check(true);
+    let diff = request.repository.diff_tree_to_tree(
+        old_tree.flatten().as_ref(),
+        new_tree.as_ref(),
+        Some(&mut options),
+    )?;
+    let path_of = |file: &git2::DiffFile<'_>| {
+        RepoPath::new(file.path_bytes().unwrap_or_default())
+            .map_err(|error| git2::Error::from_str(&error.to_string()))
+    };
+    for delta in diff.deltas().filter(|delta| !delta.new_file().exists()) {
+        let path = path_of(&delta.old_file())?;
+        if let Some(entry) = current.get(&path) {
+            updates.insert(path, Some(Entry { tracked: None, ..entry }));
+        }
+    }
+    for delta in diff.deltas().filter(|delta| delta.new_file().exists()) {
+        let file = delta.new_file();
+        let path = path_of(&file)?;
+        let mode = u32::from(file.mode());
+        if mode == GIT_LINK {
+            submodules.push(path);
+            continue;
+        }
+        let mut blob = [0; 20];
+        blob.copy_from_slice(file.id().as_bytes());
+        let tracked = Tracked { blob: Oid::from_bytes(blob), mode };
+        let known = current.get(&path).filter(|entry| entry.kind.is_storable());
+        let entry = known.unwrap_or_else(|| unknown(kind_of_mode(mode)));
+        // Other bytes or another mode have to be looked at again: without proof the scan names
+        // the path.
+        let same = entry.raw == tracked.blob && mode == git_mode(entry.kind, &entry.stat);
+        let proof = entry.stat_is_proof && !moved && same;
+        let entry = Entry { stat_is_proof: proof, tracked: Some(tracked), ..entry };
+        let mut above = path.parent();
+        updates.insert(path, Some(entry));
+        while let Some(dir) = above {
+            if updates.contains_key(&dir)
+                || current.packed(&dir).is_some_and(|known| known.kind() == Kind::Directory)
+            {
+                break;
+            }
+            above = dir.parent();
+            updates.insert(dir, Some(unknown(Kind::Directory)));
+        }
+    }
+    Ok(updates)
+}
+
+const fn kind_of_mode(mode: u32) -> Kind {
+    if mode == GIT_SYMLINK { Kind::Symlink } else { Kind::File }
+}
+
+/// An entry of which nothing but its kind is known: no stat data is the same as this.
+const fn unknown(kind: Kind) -> Entry {
+    let stat =
+        Stat { mode: 0, size: 0, mtime_ns: 0, ctime_ns: 0, inode: 0, links: 0, uid: 0, gid: 0 };
+    Entry { kind, stat, stat_is_proof: false, raw: Oid::ZERO, tracked: None }
+}
+
+/// Whether what stands at a tracked path is what its commit has.
+fn is_committed(
+    request: &BaselineRequest<'_>,
+    conversions: &mut Conversions,
+    path: &RepoPath,
+    entry: Option<&Entry>,
+    tracked: Tracked,
+) -> Result<bool, BaselineError> {
+    let Some(entry) = entry else { return Ok(false) };
+    if entry.kind != kind_of_mode(tracked.mode) {
+        return Ok(false);
+    }
+    let mode = git_mode(entry.kind, &entry.stat);
+    // Git once wrote 0100664; it takes it for a plain file.
+    let plain = |mode: u32| if mode == 0o100_664 { GIT_FILE } else { mode };
+    if request.file_mode && mode != plain(tracked.mode) {
+        return Ok(false);
+    }
+    if entry.raw == tracked.blob {
+        return Ok(true);
+    }
+    if entry.kind != Kind::File || !conversions.needs_conversion(path) {
+        return Ok(false);
+    }
+    let found = Found { kind: entry.kind, stat: entry.stat };
+    let mut bytes = Vec::new();
+    raw_id(request.root, path, &found, |piece| bytes.extend_from_slice(piece))?;
+    let stored = || {
+        let id = git2::Oid::from_bytes(tracked.blob.as_bytes()).ok()?;
+        Some(request.repository.find_blob(id).ok()?.content().to_vec())
+    };
+    Ok(blob_id(&conversions.to_git(path, &bytes, stored)) == tracked.blob)
+}
+
+/// Refuses untracked files that are too large before they are hashed.
+fn judge_sizes(request: &BaselineRequest<'_>, changes: &[Change]) -> Result<(), BaselineError> {
+    let limits = request.limits;
+    let mut too_large = Vec::new();
+    let (mut files, mut bytes) = (0, 0u64);
+    for change in changes {
+        let tracked = change.before.as_ref().is_some_and(|before| before.tracked.is_some());
+        let Some(found) = change.after.as_ref().filter(|found| found.kind.has_bytes() && !tracked)
+        else {
+            continue;
+        };
+        files += 1;
+        bytes = bytes.saturating_add(found.stat.size);
+        if found.stat.size > limits.file_bytes {
+            too_large.push(change.path.clone());
+        }
+    }
+    if too_large.is_empty() && files <= limits.files && bytes <= limits.total_bytes {
+        return Ok(());
+    }
+    Err(BaselineError::TooMuch { too_large, files, bytes })
+}
+
+type Read = Option<(Found, RawFile)>;
+
+/// Reads everything that changed, in the order given; `None` where nothing stands.
+fn read_all(root: &Root, changes: &[Change]) -> Result<Vec<Read>, BaselineError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(change) = changes.get(at) else { return Ok(done) };
+            done.push((at, read_stable(root, change)?));
+        }
+    };
+    let mut all = if changes.len() < ALONE {
+        work()?
+    } else {
+        std::thread::scope(|scope| {
+            let second = scope.spawn(work);
+            let mine = work();
+            let theirs = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            mine.and_then(|mut mine| {
+                mine.extend(theirs?);
+                Ok::<_, BaselineError>(mine)
+            })
+        })?
+    };
+    all.sort_unstable_by_key(|(at, _)| *at);
+    Ok(all.into_iter().map(|(_, read)| read).collect())
+}
+
+/// Others may be at work at open: what changes meanwhile is read again, a few times.
+fn read_stable(root: &Root, change: &Change) -> Result<Read, BaselineError> {
+    let path = &change.path;
+    let mut after = change.after.clone();
+    for _ in 0..READS {
+        let Some(found) = after else { return Ok(None) };
+        if !found.kind.has_bytes() {
+            // A look again would only race: kind and mode are all that counts.
+            let raw = RawFile { oid: Oid::ZERO, stat: found.stat, stat_is_proof: true };
+            return Ok(Some((found, raw)));
+        }
+        match raw_id(root, path, &found, |_| {}) {
+            Ok(raw) => return Ok(Some((found, raw))),
+            Err(ScanError::Unstable { .. }) => after = root.stat(path).map_err(ScanError::from)?,
+            Err(ScanError::Root(RootError::Io { source, .. }))
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                return Err(BaselineError::Unreadable { paths: vec![path.clone()] });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(BaselineError::Unstable { paths: vec![path.clone()] })
+}
+
+fn classify(baseline: &mut Baseline, current: &Snapshot, conversions: &mut Conversions) {
+    let may_refuse = conversions.attributes().may_refuse();
+    let mut files = Vec::new();
+    for (dir, row) in current.rows() {
+        baseline.entries += row.len() as u64;
+        for child in row.iter() {
+            let path = || super::manifest::child_path(dir, child.name);
+            match child.kind() {
+                Kind::File | Kind::Symlink => {
+                    if !child.is_tracked() {
+                        baseline.untracked_bytes += child.stat().size;
+                        baseline.untracked.push((path(), child.entry()));
+                    }
+                    if may_refuse && child.kind() == Kind::File {
+                        files.push(path());
+                    }
+                }
+                Kind::Directory => {}
+                Kind::Fifo | Kind::Socket | Kind::Device => baseline.special.push(path()),
+                Kind::NestedRepository => baseline.nested.push(path()),
+                Kind::Mount => baseline.mounts.push(path()),
+            }
+        }
+    }
+    baseline.unsupported = conversions.attributes().unsupported(&files);
+    baseline.untracked.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    for list in [
+        &mut baseline.special,
+        &mut baseline.nested,
+        &mut baseline.mounts,
+        &mut baseline.submodules,
+        &mut baseline.modified,
+    ] {
+        list.sort_unstable();
+    }
+    baseline.unsupported.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+}

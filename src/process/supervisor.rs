@@ -1,0 +1,349 @@
+//! The supervisor: this binary once more, as a child subreaper that does nothing but run one turn
+//! and end it; and the leader, this binary a third time until it becomes the command.
+//!
+//! Both wait to be told: the supervisor for its coordinator, the leader for its supervisor, and
+//! both leave when the other side is gone. No threads, no git, no database; signals are blocked,
+//! so that only SIGKILL and SIGSTOP reach it.
+//!
+//! Order rule: lock, subreaper, leader, `Ready`; the leader's command only after `Go`; the proof
+//! is on disk before `Over` is said.
+//!
+//! # Limitations
+//! Whoever starts this binary with the hidden word by hand gets a process that leaves at once.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    DumpableBehavior, Signal, set_child_subreaper, set_dumpable_behavior, setpgid, setsid,
+};
+
+use super::ladder::{Ladder, Step};
+use super::record::{self, Proof, Traces};
+use super::wire::{self, Ended, Ending, Lead, LeaderNews, News, Order, Plan};
+use super::{signals, table};
+use crate::tx::writer::{DeathProof, ProcessId};
+
+/// `argv[1]` of a supervisor.
+pub(super) const SUPERVISE: &str = "__supervise";
+/// `argv[1]` of a leader that waits.
+const LEAD: &str = "__lead";
+/// `argv[2]` of a leader that stays in the session.
+const IN_SESSION: &str = "in-session";
+
+/// To be called first in `main`: does not return where the process was started as a supervisor
+/// or as a leader.
+pub fn run_supervisor_if_asked() {
+    let mut args = std::env::args_os().skip(1);
+    match args.next() {
+        Some(word) if word == SUPERVISE => {
+            let code = i32::from(supervise().is_err());
+            std::process::exit(code);
+        }
+        Some(word) if word == LEAD => lead(args.next().as_deref() == Some(OsStr::new(IN_SESSION))),
+        _ => {}
+    }
+}
+
+/// What the supervisor holds while its leader waits.
+struct Held {
+    lock: File,
+    record_dir: PathBuf,
+    leader_socket: OwnedFd,
+    /// Plan, stdin, stdout, stderr of the leader.
+    for_leader: Vec<OwnedFd>,
+    /// Handles that are only to be kept open: the workspace lock.
+    _kept: Vec<OwnedFd>,
+    supervisor: ProcessId,
+    leader: ProcessId,
+}
+
+fn supervise() -> io::Result<()> {
+    let children = signals::block_all_and_watch_children()?;
+    signals::close_all_on_exec()?;
+    // Standard input is the coordinator; as handle 0 it would be inherited, so it moves away.
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    let Some((Order::Setup { record_dir, in_session }, handles)) = wire::receive(&control)? else {
+        return Ok(());
+    };
+    let record_dir = PathBuf::from(OsString::from_vec(record_dir));
+    let held = match set_up(record_dir, in_session, handles) {
+        Ok(held) => held,
+        Err(why) => return wire::send(&control, &News::Failed { why }, &[]),
+    };
+    let leader = held.leader;
+    wire::send(&control, &News::Ready { supervisor: held.supervisor, leader }, &[])?;
+    match wire::receive(&control) {
+        Ok(Some((Order::Go { grace_ms, bound_ms }, _))) => {
+            let grace = Duration::from_millis(grace_ms);
+            let bound = Duration::from_millis(bound_ms);
+            run(held, &control, &children, Ladder::new(leader, grace, bound))
+        }
+        // The coordinator is gone, or gave it up.
+        _ => abandon(held, &control),
+    }
+}
+
+fn set_up(
+    record_dir: PathBuf,
+    in_session: bool,
+    mut handles: Vec<OwnedFd>,
+) -> Result<Held, String> {
+    let what = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    if handles.len() < 4 {
+        return Err("the coordinator sent too few handles".to_owned());
+    }
+    let kept = handles.split_off(4);
+    let lock = record::take(&record_dir)
+        .map_err(what("the supervisor's lock"))?
+        .ok_or("another supervisor runs in this record directory")?;
+    set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|error| format!("child subreaper: {error}"))?;
+    // A group of its own: Ctrl-C at the terminal is not for the supervisor. The same session: the
+    // leader's group would be orphaned otherwise, and job control would not work in it.
+    setpgid(None, None).map_err(|error| format!("setpgid: {error}"))?;
+    let (leader_socket, other) = wire::pair().map_err(what("socketpair"))?;
+    let child = Command::new("/proc/self/exe")
+        .arg(LEAD)
+        .args(in_session.then_some(IN_SESSION))
+        .env_clear()
+        .stdin(Stdio::from(other))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(what("the leader"))?;
+    match wire::receive(&leader_socket) {
+        Ok(Some((LeaderNews::Waiting, _))) => {}
+        Ok(Some((LeaderNews::ExecFailed { why }, _))) => return Err(format!("the leader: {why}")),
+        Ok(None) => return Err("the leader left before it was let go".to_owned()),
+        Err(error) => return Err(format!("the leader: {error}")),
+    }
+    // The turn may not trace its supervisor, which could then be made to say anything.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let leader =
+        i32::try_from(child.id()).ok().and_then(table::read).ok_or("the leader is not in /proc")?;
+    let supervisor = table::own_process();
+    let traces = Traces {
+        supervisor: Some(supervisor),
+        leader: Some(leader.id),
+        shared_session: in_session.then_some(leader.session),
+        ..Traces::gather()
+    };
+    record::describe(&lock, &traces).map_err(what("the supervisor's lock"))?;
+    Ok(Held {
+        lock,
+        record_dir,
+        leader_socket,
+        for_leader: handles,
+        _kept: kept,
+        supervisor,
+        leader: leader.id,
+    })
+}
+
+/// The leader leaves at end of file; that is proof, too.
+fn abandon(held: Held, control: &OwnedFd) -> io::Result<()> {
+    drop(held.leader_socket);
+    let status = loop {
+        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::CHILD) => break None,
+            Err(error) => break Some(format!("wait failed: {error}")),
+        }
+    };
+    let proof = Proof {
+        schema: 1,
+        supervisor: held.supervisor,
+        leader: held.leader,
+        boot_id: table::this_host().boot_id,
+        proof: status.is_none().then_some(DeathProof::NeverStarted),
+        unproven: status.clone(),
+        exit_code: None,
+        signal: None,
+    };
+    let written = proof.write(&held.record_dir);
+    let ended = Ended {
+        exit_code: None,
+        signal: None,
+        duration_ms: 0,
+        killed: Vec::new(),
+        asked: false,
+        exec_error: None,
+        unproven: status,
+    };
+    // A coordinator that is gone does not listen: the proof on disk is for its successor.
+    let _ = wire::send(control, &News::Over(ended), &[]);
+    written
+}
+
+fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) -> io::Result<()> {
+    let started = Instant::now();
+    let for_leader: Vec<_> = held.for_leader.iter().map(|fd| fd.as_fd()).collect();
+    let mut exec_error = wire::send(&held.leader_socket, &Lead, &for_leader)
+        .err()
+        .map(|error| format!("the leader could not be let go: {error}"));
+    drop(for_leader);
+    drop(held.for_leader);
+    let mut leader_socket = Some(held.leader_socket);
+    let mut coordinator = Some(control);
+    let unproven = loop {
+        let wait = match ladder.step() {
+            Step::Dead => break None,
+            Step::Unproven(why) => break Some(why),
+            Step::LeaderStopped => {
+                if let Some(control) = coordinator {
+                    let _ = wire::send(control, &News::Stopped, &[]);
+                }
+                continue;
+            }
+            Step::Wait(wait) => wait,
+        };
+        let (orders, exec) = wait_for(children, coordinator, leader_socket.as_ref(), wait);
+        if exec && let Some(socket) = leader_socket.take() {
+            // End of file: the handle closed at exec. A message: it could not be done.
+            if let Ok(Some((LeaderNews::ExecFailed { why }, _))) = wire::receive(&socket) {
+                exec_error = Some(why);
+            }
+        }
+        if orders && let Some(control) = coordinator {
+            match wire::receive(control) {
+                Ok(Some((order, _))) => obey(&mut ladder, &order),
+                Ok(None) | Err(_) => {
+                    coordinator = None;
+                    ladder.end(Ending::Terminate);
+                }
+            }
+        }
+    };
+    if exec_error.is_none()
+        && let Some(socket) = leader_socket.take()
+        && let Ok(Some((LeaderNews::ExecFailed { why }, _))) = wire::receive(&socket)
+    {
+        exec_error = Some(why);
+    }
+    let (exit_code, signal) = ladder.status();
+    let proof = Proof {
+        schema: 1,
+        supervisor: held.supervisor,
+        leader: held.leader,
+        boot_id: table::this_host().boot_id,
+        proof: unproven.is_none().then_some(DeathProof::NoChildren),
+        unproven: unproven.clone(),
+        exit_code,
+        signal,
+    };
+    let written = proof.write(&held.record_dir);
+    let ended = Ended {
+        exit_code,
+        signal,
+        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        asked: ladder.was_asked(),
+        killed: ladder.into_killed(),
+        exec_error,
+        unproven,
+    };
+    let _ = wire::send(control, &News::Over(ended), &[]);
+    drop(held.lock);
+    written
+}
+
+fn obey(ladder: &mut Ladder, order: &Order) {
+    match order {
+        Order::End(how) => ladder.end(*how),
+        Order::Hurry => ladder.hurry(),
+        Order::Stop => ladder.signal_leader(Signal::STOP),
+        Order::Continue => ladder.signal_leader(Signal::CONT),
+        // Said once, before.
+        Order::Setup { .. } | Order::Go { .. } => {}
+    }
+}
+
+/// Waits for a child, an order or the leader's `exec`; whether an order came, whether `exec` did.
+fn wait_for(
+    children: &OwnedFd,
+    coordinator: Option<&OwnedFd>,
+    leader: Option<&OwnedFd>,
+    wait: Option<Duration>,
+) -> (bool, bool) {
+    let mut fds = vec![PollFd::new(children, PollFlags::IN)];
+    fds.extend(coordinator.map(|fd| PollFd::new(fd, PollFlags::IN)));
+    fds.extend(leader.map(|fd| PollFd::new(fd, PollFlags::IN)));
+    let timeout = wait.and_then(|wait| Timespec::try_from(wait).ok());
+    if poll(&mut fds, timeout.as_ref()).is_err() {
+        return (false, false);
+    }
+    let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    drop(fds);
+    if ready[0] {
+        // The handle carries the signal only; the ladder asks the kernel for the children.
+        let mut info = [0_u8; 1024];
+        let _ = rustix::io::read(children, &mut info);
+    }
+    let at = 1 + usize::from(coordinator.is_some());
+    (coordinator.is_some() && ready[1], leader.is_some() && ready[at])
+}
+
+/// The leader: makes its group or session, waits, and becomes the command.
+fn lead(in_session: bool) -> ! {
+    let code = match wait_and_exec(in_session) {
+        // The supervisor is gone, or gave it up.
+        Ok(()) => 0,
+        // As shells have it: not found 127, anything else 126.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 127,
+        Err(_) => 126,
+    };
+    std::process::exit(code)
+}
+
+fn wait_and_exec(in_session: bool) -> io::Result<()> {
+    signals::close_all_on_exec()?;
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let grouped = if in_session { setpgid(None, None) } else { setsid().map(|_| ()) };
+    if let Err(error) = grouped {
+        let why = format!("process group: {error}");
+        return wire::send(&control, &LeaderNews::ExecFailed { why }, &[]);
+    }
+    wire::send(&control, &LeaderNews::Waiting, &[])?;
+    let Some((Lead, handles)) = wire::receive::<Lead>(&control)? else { return Ok(()) };
+    signals::unblock_all();
+    let error = become_command(handles);
+    let why = error.to_string();
+    wire::send(&control, &LeaderNews::ExecFailed { why }, &[])?;
+    Err(error)
+}
+
+fn become_command(handles: Vec<OwnedFd>) -> io::Error {
+    let Ok([plan, stdin, stdout, stderr]) = <[OwnedFd; 4]>::try_from(handles) else {
+        return io::Error::other("the supervisor sent too few handles");
+    };
+    let prepared = Plan::read(plan).and_then(|plan| {
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)?;
+        Ok(plan)
+    });
+    let plan = match prepared {
+        Ok(plan) => plan,
+        Err(error) => return error,
+    };
+    let mut argv = plan.argv.iter().map(|word| OsStr::from_bytes(word));
+    let mut command = Command::new(OsStr::from_bytes(&plan.program));
+    if let Some(name) = argv.next() {
+        command.arg0(name);
+    }
+    command
+        .args(argv)
+        .current_dir(Path::new(OsStr::from_bytes(&plan.cwd)))
+        .env_clear()
+        .envs(plan.env.iter().map(|(k, v)| (OsStr::from_bytes(k), OsStr::from_bytes(v))));
+    command.exec()
+}

@@ -1,0 +1,5 @@
+//! The tests on the real binary, real repositories and real processes: one test binary.
+
+mod run;
+mod support;
+mod tidy;

@@ -1,0 +1,314 @@
+//! A repository of its own for each test, the real binary, and the judges: `git` and `sqlite3`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// The binary under test.
+pub const WORKTX: &str = env!("CARGO_BIN_EXE_worktx");
+
+/// A home and a repository that nothing outside can change.
+pub struct Repo {
+    dir: tempfile::TempDir,
+    pub root: PathBuf,
+}
+
+/// What a run said.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        let code =
+            output.status.code().unwrap_or_else(|| -output.status.signal().unwrap_or_default());
+        Self {
+            code,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The document on stdout.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("no JSON ({e}): {}\n{}", self.stdout, self.stderr))
+    }
+
+    /// Ends the test unless the exit code is this.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+}
+
+impl Repo {
+    /// A repository with two committed files and a folder.
+    pub fn new() -> Self {
+        let repo = Self::bare_home();
+        repo.git(&["init", "-q", "-b", "main", "."]);
+        repo.write("README.md", "hello\n");
+        repo.write("src/lib.rs", "fn one() {}\n");
+        repo.write("src/deep/two.txt", "two\n");
+        repo.write(".gitignore", "ignored/\n*.log\n");
+        repo.git(&["add", "-A"]);
+        repo.git(&["commit", "-q", "-m", "first"]);
+        repo
+    }
+
+    /// A home and an empty folder.
+    pub fn bare_home() -> Self {
+        let dir = tempfile::Builder::new().prefix("worktx-it-").tempdir().expect("a folder");
+        let root = dir.path().canonicalize().expect("there").join("repo");
+        fs::create_dir_all(&root).expect("a folder");
+        fs::create_dir_all(dir.path().join("home")).expect("a folder");
+        fs::write(
+            dir.path().join("home/.gitconfig"),
+            "[user]\n\tname = Test\n\temail = test@example.org\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n[safe]\n\tdirectory = *\n",
+        )
+        .expect("written");
+        Self { root, dir }
+    }
+
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().canonicalize().expect("there").join("home")
+    }
+
+    /// A folder beside the repository.
+    pub fn outside(&self) -> PathBuf {
+        self.dir.path().canonicalize().expect("there")
+    }
+
+    pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    pub fn write(&self, relative: &str, text: impl AsRef<[u8]>) {
+        let path = self.path(relative);
+        fs::create_dir_all(path.parent().expect("has one")).expect("a folder");
+        fs::write(path, text).expect("written");
+    }
+
+    pub fn read(&self, relative: &str) -> String {
+        fs::read_to_string(self.path(relative)).expect("readable")
+    }
+
+    pub fn script(&self, relative: &str, text: &str) -> PathBuf {
+        let path =
+            if relative.starts_with('/') { PathBuf::from(relative) } else { self.path(relative) };
+        fs::create_dir_all(path.parent().expect("has one")).expect("a folder");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        path
+    }
+
+    fn hermetic(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home())
+            .env("LC_ALL", "C.UTF-8")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", self.home().join(".gitconfig"))
+            .stdin(Stdio::null())
+            .current_dir(&self.root);
+        command
+    }
+
+    /// A command of worktx, to be changed and run.
+    pub fn worktx(&self, args: &[&str]) -> Command {
+        let mut command = self.hermetic(WORKTX);
+        command.args(args);
+        command
+    }
+
+    /// `worktx run --json [OPTIONS] -- sh -c SCRIPT`
+    pub fn run(&self, options: &[&str], script: &str) -> Ran {
+        self.finish(&mut self.run_command(options, script))
+    }
+
+    pub fn run_command(&self, options: &[&str], script: &str) -> Command {
+        let mut command = self.worktx(&["run", "--json"]);
+        command.args(options).args(["--", "sh", "-c", script]);
+        command
+    }
+
+    pub fn finish(&self, command: &mut Command) -> Ran {
+        Ran::of(command.output().expect("it starts"))
+    }
+
+    pub fn call(&self, args: &[&str]) -> Ran {
+        self.finish(&mut self.worktx(args))
+    }
+
+    pub fn spawn(&self, command: &mut Command) -> std::process::Child {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+    }
+
+    pub fn wait(child: std::process::Child) -> Ran {
+        Ran::of(child.wait_with_output().expect("it ends"))
+    }
+
+    /// What git says; the test ends if it fails.
+    #[track_caller]
+    pub fn git(&self, args: &[&str]) -> String {
+        self.git_in(&self.root, args)
+    }
+
+    #[track_caller]
+    pub fn git_in(&self, dir: &Path, args: &[&str]) -> String {
+        let output = self.hermetic("git").args(args).current_dir(dir).output().expect("git starts");
+        let ran = Ran::of(output);
+        assert_eq!(ran.code, 0, "git {args:?}: {}{}", ran.stdout, ran.stderr);
+        ran.stdout.trim_end_matches('\n').to_owned()
+    }
+
+    pub fn head(&self) -> String {
+        self.git(&["rev-parse", "HEAD"])
+    }
+
+    pub fn status(&self) -> String {
+        self.git(&["status", "--porcelain"])
+    }
+
+    /// What `git add -A` and `git write-tree` would make of the tree, by an index of its own.
+    pub fn tree_by_git(&self) -> String {
+        let index = self.outside().join("judge-index");
+        let _ = fs::remove_file(&index);
+        let run = |args: &[&str]| {
+            let output = self
+                .hermetic("git")
+                .args(args)
+                .env("GIT_INDEX_FILE", &index)
+                .output()
+                .expect("git starts");
+            let ran = Ran::of(output);
+            assert_eq!(ran.code, 0, "git {args:?}: {}", ran.stderr);
+            ran.stdout.trim().to_owned()
+        };
+        run(&["read-tree", "HEAD"]);
+        run(&["add", "-A"]);
+        run(&["write-tree"])
+    }
+
+    /// The repository is sound.
+    #[track_caller]
+    pub fn fsck(&self) {
+        let output = self
+            .hermetic("git")
+            .args(["fsck", "--strict", "--no-dangling"])
+            .output()
+            .expect("git starts");
+        let ran = Ran::of(output);
+        assert_eq!(ran.code, 0, "fsck: {}{}", ran.stdout, ran.stderr);
+        for word in ["error", "missing", "broken", "corrupt"] {
+            assert!(!ran.stderr.contains(word) && !ran.stdout.contains(word), "{}", ran.stderr);
+        }
+    }
+
+    /// A question to the ledger, by sqlite3.
+    #[track_caller]
+    pub fn sql(&self, query: &str) -> String {
+        let ledger = self.root.join(".git/worktx/ledger.db");
+        let output =
+            self.hermetic("sqlite3").arg(&ledger).arg(query).output().expect("sqlite3 starts");
+        let ran = Ran::of(output);
+        assert_eq!(ran.code, 0, "{query}: {}", ran.stderr);
+        ran.stdout.trim_end().to_owned()
+    }
+
+    /// Everything below the root but `.git`: kind, mode and bytes by path.
+    pub fn listing(&self) -> BTreeMap<String, String> {
+        listing(&self.root)
+    }
+
+    /// The refs that worktx keeps.
+    pub fn own_refs(&self) -> Vec<String> {
+        self.git(&["for-each-ref", "--format=%(refname)", "refs/worktx", "refs/trinity"])
+            .lines()
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Everything below `root` but `.git`: kind, mode and bytes by path.
+pub fn listing(root: &Path) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(dir) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for path in entries.map(|e| e.expect("readable").path()) {
+            let relative = path.strip_prefix(root).expect("below").to_string_lossy().into_owned();
+            if relative == ".git" {
+                continue;
+            }
+            let meta = fs::symlink_metadata(&path).expect("there");
+            let mode = meta.mode() & 0o7777;
+            let what = if meta.is_symlink() {
+                format!("link {}", fs::read_link(&path).expect("a link").display())
+            } else if meta.is_dir() {
+                todo.push(path.clone());
+                format!("dir {mode:o}")
+            } else if meta.is_file() {
+                let bytes = fs::read(&path).expect("readable");
+                format!("file {mode:o} {}", String::from_utf8_lossy(&bytes))
+            } else {
+                format!("special {:o}", meta.mode())
+            };
+            all.insert(relative, what);
+        }
+    }
+    all
+}
+
+/// A FIFO by which a turn and a test wait for each other without sleeping.
+pub struct Gate {
+    path: PathBuf,
+}
+
+impl Gate {
+    pub fn new(repo: &Repo, name: &str) -> Self {
+        let path = repo.outside().join(name);
+        let status = Command::new("mkfifo").arg(&path).status().expect("mkfifo starts");
+        assert!(status.success());
+        Self { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits until somebody writes into it, and gives what they wrote.
+    pub fn wait(&self) -> String {
+        fs::read_to_string(&self.path).expect("readable")
+    }
+
+    /// Lets whoever reads it go on.
+    pub fn open(&self) {
+        let mut file = fs::OpenOptions::new().write(true).open(&self.path).expect("opened");
+        file.write_all(b"go\n").expect("written");
+    }
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether a program is there.
+pub fn has(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|dir| dir.join(OsStr::new(program)).exists())
+    })
+}

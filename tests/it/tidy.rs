@@ -1,0 +1,144 @@
+//! What a reviewer would check by eye: layers, file lengths, who may make which proof.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The layers, lowest first; a folder uses those of lower rank, and itself.
+const RANKS: [(&str, u32); 10] = [
+    ("tx", 0),
+    ("base", 1),
+    ("journal", 2),
+    ("gate", 2),
+    ("git", 2),
+    ("process", 2),
+    ("hook", 2),
+    ("config", 2),
+    ("coordinator", 3),
+    ("cli", 4),
+];
+
+/// A gate writes its verdict in the journal's own db transaction, so it sits on the journal.
+const ALLOWED: [(&str, &str); 1] = [("gate", "journal")];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(dir: &Path) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).expect("readable").map(|e| e.expect("readable").path()) {
+            if entry.is_dir() {
+                todo.push(entry);
+            } else if entry.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&entry).expect("readable");
+                all.insert(entry, text);
+            }
+        }
+    }
+    all
+}
+
+fn is_test_file(path: &Path) -> bool {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    name == "tests" || name.ends_with("_tests") || name.starts_with("test_") || name == "testing"
+}
+
+/// The part of a file before its `mod tests`.
+fn without_tests(text: &str) -> &str {
+    text.find("\n#[cfg(test)]").map_or(text, |at| &text[..at])
+}
+
+#[test]
+fn imports_go_down_only() {
+    let src = root().join("src");
+    let mut wrong = Vec::new();
+    for (path, text) in sources(&src) {
+        let relative = path.strip_prefix(&src).expect("below src");
+        let Some(folder) = relative.iter().next().and_then(|f| f.to_str()) else { continue };
+        let Some((_, rank)) = RANKS.iter().find(|(name, _)| *name == folder) else { continue };
+        if is_test_file(&path) {
+            continue;
+        }
+        for (number, line) in without_tests(&text).lines().enumerate() {
+            if line.trim_start().starts_with("//") {
+                continue;
+            }
+            for (other, other_rank) in RANKS {
+                let used = line.contains(&format!("crate::{other}::"))
+                    || line.contains(&format!("crate::{other};"));
+                let fine =
+                    other == folder || other_rank < *rank || ALLOWED.contains(&(folder, other));
+                if used && !fine {
+                    wrong.push(format!("{}:{}: {line}", relative.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "imports that do not go down:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_stay_readable() {
+    let mut long = Vec::new();
+    for (path, text) in sources(&root().join("src")) {
+        let lines = text.lines().count();
+        if lines > 600 && !is_test_file(&path) {
+            long.push(format!("{} ({lines})", path.display()));
+        }
+    }
+    assert!(long.is_empty(), "files past 600 lines: {}", long.join(", "));
+}
+
+#[test]
+fn modules_say_what_they_own() {
+    let mut silent = Vec::new();
+    for (path, text) in sources(&root().join("src")) {
+        if is_test_file(&path) || path.ends_with("main.rs") {
+            continue;
+        }
+        if !text.starts_with("//!") || !text.contains("//! # Limitations") {
+            silent.push(path.display().to_string());
+        }
+    }
+    assert!(silent.is_empty(), "no `# Limitations` in: {}", silent.join(", "));
+}
+
+#[test]
+fn proofs_are_made_in_one_place_each() {
+    let rules = [("ProvenDead::attest", "process"), ("Won::by", "gate")];
+    let mut wrong = Vec::new();
+    let src = root().join("src");
+    for (path, text) in sources(&src) {
+        if is_test_file(&path) {
+            continue;
+        }
+        let relative = path.strip_prefix(&src).expect("below src");
+        for (call, owner) in rules {
+            if without_tests(&text).contains(call) && !relative.starts_with(owner) {
+                wrong.push(format!("{} calls {call}", relative.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_top_level_holds_what_was_agreed() {
+    let agreed =
+        ["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "src", "hooks", "tests", "docs"];
+    let output = std::process::Command::new("git")
+        .args(["ls-files"])
+        .current_dir(root())
+        .output()
+        .expect("git runs");
+    let listing = String::from_utf8_lossy(&output.stdout).into_owned();
+    let extra: Vec<&str> = listing
+        .lines()
+        .filter_map(|line| line.split('/').next())
+        .filter(|top| !top.starts_with('.') && !agreed.contains(top))
+        .collect();
+    assert!(extra.is_empty(), "top level holds more: {extra:?}");
+}
