@@ -23,10 +23,10 @@ pub mod gitconfig;
 pub mod guarded;
 mod hexbytes;
 pub mod index;
+pub mod index_form;
 pub mod judge;
 pub mod listing;
 pub mod lockfile;
-mod index_form;
 pub mod locks;
 pub mod manifest;
 pub mod names;
@@ -35,8 +35,8 @@ pub mod pack;
 mod packed;
 pub mod pin;
 pub mod pool;
-pub mod promote;
 pub mod programkeys;
+pub mod promote;
 pub mod putback;
 pub mod reflog;
 pub mod refs;
@@ -49,13 +49,9 @@ pub mod scan;
 pub mod smallfile;
 pub mod spill;
 pub mod store;
-#[cfg(test)]
-pub(crate) mod testkit;
 pub mod tree;
 pub mod undo;
 pub mod walk;
 pub mod workspace;
-mod walk;
-
 #[cfg(test)]
-mod scan_tests;
+pub(crate) mod testkit;
