@@ -38,10 +38,7 @@ fn blocked(error: &dyn std::error::Error) -> Stop {
 
 impl Driver<'_> {
     fn sealed(&self) -> Result<Seal, Stop> {
-        self.state()
-            .seal()
-            .cloned()
-            .ok_or_else(|| Failure::bug("a commit without a seal").into())
+        self.state().seal().cloned().ok_or_else(|| Failure::bug("a commit without a seal").into())
     }
 
     pub(super) fn ask_gate(&mut self) -> Result<(), Stop> {
@@ -89,6 +86,7 @@ impl Driver<'_> {
         }
         self.meet_drift(seal)?;
         let new_index = self.new_index(seal)?;
+        self.live.index_changes = Some(new_index.is_some());
         promote::prepare(held, seal.sealed_head, seal.candidate, new_index.as_deref())
             .map_err(|error| Stop::seal_blocked(&error))?;
         Ok(())
@@ -103,13 +101,8 @@ impl Driver<'_> {
         let changes: Vec<Change> = differ.into_iter().map(|(change, _)| change).collect();
         let paths: Vec<RepoPath> = changes.iter().map(|c| c.path.clone()).collect();
         let nothing = HashSet::new();
-        let pinned = self.pin_changes(
-            PinKind::Rescue,
-            &changes,
-            seal.tree,
-            &[seal.candidate],
-            &nothing,
-        )?;
+        let pinned =
+            self.pin_changes(PinKind::Rescue, &changes, seal.tree, &[seal.candidate], &nothing)?;
         for path in &paths {
             if !self.record.drift.contains(path) {
                 self.record.drift.push(path.clone());
@@ -149,8 +142,8 @@ impl Driver<'_> {
     fn new_index(&mut self, seal: &Seal) -> Result<Option<Vec<u8>>, Stop> {
         let unreadable = |error: &dyn std::error::Error| Stop::damaged(chain(error));
         let bytes = index::load(self.session.workspace.git_dir())?;
-        let same_as_base = bytes.as_deref().map(|b| super::seal::hex(&index::digest(b)))
-            == self.spec.index_digest;
+        let same_as_base =
+            bytes.as_deref().map(|b| super::seal::hex(&index::digest(b))) == self.spec.index_digest;
         if same_as_base && seal.tree == self.spec.base_tree {
             return Ok(None);
         }
@@ -167,9 +160,7 @@ impl Driver<'_> {
                 .map(|(path, _, after)| (path, after))
                 .collect()
         } else {
-            current
-                .differs_from_tree(&self.session.store, seal.tree)
-                .map_err(|e| unreadable(&e))?
+            current.differs_from_tree(&self.session.store, seal.tree).map_err(|e| unreadable(&e))?
         };
         let base = if same_as_base { None } else { self.base_index()? };
         let view = self.sealed_view()?;
@@ -290,12 +281,7 @@ impl Driver<'_> {
         moved
     }
 
-    fn move_branch(
-        &mut self,
-        seal: &Seal,
-        held: &locks::HeldLocks,
-        won: &Won,
-    ) -> Result<(), Stop> {
+    fn move_branch(&mut self, seal: &Seal, held: &locks::HeldLocks, won: &Won) -> Result<(), Stop> {
         debug_assert_eq!(won.row().success.map(|s| s.candidate), Some(seal.candidate));
         let who = signature(&self.spec.author);
         let message = format!("worktx {}: committed", self.key);
@@ -303,6 +289,7 @@ impl Driver<'_> {
             from: seal.sealed_head,
             to: seal.candidate,
             index_before: self.sealed_meaning()?,
+            index_changes: self.live.index_changes.unwrap_or_default(),
             who: &who,
             message: &message,
             make_logs: self.spec.git.logs_branches(),

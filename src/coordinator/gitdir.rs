@@ -32,9 +32,7 @@ pub(super) fn save(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
 
 /// The refs that are not worktx's own, stash entries among them.
 pub(super) fn other_refs(refs: &Refs) -> Result<Vec<(RefName, Oid)>, Failure> {
-    let own = |name: &str| {
-        name.starts_with("refs/worktx/") || name.starts_with("refs/trinity/tx/")
-    };
+    let own = |name: &str| name.starts_with("refs/worktx/") || name.starts_with("refs/trinity/tx/");
     let mut all: Vec<_> =
         refs.all_refs()?.refs.into_iter().filter(|(name, _)| !own(name.as_str())).collect();
     for (n, id) in refs.stash_entries()?.into_iter().enumerate().skip(1) {
@@ -55,8 +53,8 @@ impl Driver<'_> {
     fn guarded(&self) -> Result<(Snapshot, Snapshot), Stop> {
         let path = self.session.place.attempt(&self.key).join(NAME);
         let bytes = std::fs::read(&path).map_err(Failure::io("reading the kept git directory"))?;
-        let before: Snapshot =
-            serde_json::from_slice(&bytes).map_err(Failure::other("reading the kept git directory"))?;
+        let before: Snapshot = serde_json::from_slice(&bytes)
+            .map_err(Failure::other("reading the kept git directory"))?;
         let now = self.guarded_now()?;
         Ok((before, now))
     }
@@ -74,9 +72,8 @@ impl Driver<'_> {
             return Ok(());
         }
         let policy = self.spec.settings.on_git_change;
-        let told = |list: &[&GitChange]| {
-            list.iter().map(|c| words(c)).collect::<Vec<_>>().join(", ")
-        };
+        let told =
+            |list: &[&GitChange]| list.iter().map(|c| words(c)).collect::<Vec<_>>().join(", ");
         let (bad, fine): (Vec<_>, Vec<_>) = changes.iter().partition(|c| c.is_dangerous());
         if policy == OnGitChange::Quarantine {
             let what = changes.iter().map(words).collect();
@@ -102,7 +99,9 @@ impl Driver<'_> {
             }
             self.record.warn(
                 "git_change_undone",
-                format!("the command changed what runs programs in the git directory; put back: {list}"),
+                format!(
+                    "the command changed what runs programs in the git directory; put back: {list}"
+                ),
             );
         }
         Ok(())
@@ -135,8 +134,7 @@ impl Driver<'_> {
                 why: format!("{file} in the git directory cannot be put back: {why:?}"),
             }));
         }
-        self.record
-            .warn("git_change_undone", format!("the git directory was put back: {list}"));
+        self.record.warn("git_change_undone", format!("the git directory was put back: {list}"));
         Ok(())
     }
 

@@ -160,8 +160,8 @@ pub fn captured_attributes(git: &GitConfig) -> CapturedAttributes {
 /// `core.autocrlf`, as captured at open.
 pub const fn autocrlf(git: &GitConfig) -> AutoCrlf {
     match git.autocrlf {
-        gitconfig::AutoCrlf::False => AutoCrlf::False,
-        gitconfig::AutoCrlf::True => AutoCrlf::True,
+        gitconfig::AutoCrlf::False => AutoCrlf::Off,
+        gitconfig::AutoCrlf::True => AutoCrlf::On,
         gitconfig::AutoCrlf::Input => AutoCrlf::Input,
     }
 }

@@ -49,9 +49,7 @@ pub fn reconcile(
         let spec: AttemptSpec = attempt.spec()?;
         let owner = attempt.owner()?;
         let record = attempt.record()?;
-        if from == StateTag::Quarantined
-            && Phase::of(&record.state) == Phase::QuarantinedOther
-        {
+        if from == StateTag::Quarantined && Phase::of(&record.state) == Phase::QuarantinedOther {
             count(&mut document, from, &attempt.key, &spec, &record.state);
             continue;
         }
@@ -162,7 +160,10 @@ impl Driver<'_> {
                 self.quarantine(reason)?;
                 Ok(false)
             }
-            Decision::RollBack(cause, PinFirst::Everything | PinFirst::WhatIsNew | PinFirst::Nothing) => {
+            Decision::RollBack(
+                cause,
+                PinFirst::Everything | PinFirst::WhatIsNew | PinFirst::Nothing,
+            ) => {
                 let Some(death) = sight.death.or_else(|| self.recorded_death()) else {
                     return Err(Stop::Quarantine(QuarantineReason::WriterUnproven));
                 };

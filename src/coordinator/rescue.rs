@@ -63,19 +63,20 @@ impl Driver<'_> {
         parents: &[Oid],
         too_large: &HashSet<RepoPath>,
     ) -> Result<HashMap<RepoPath, Oid>, Stop> {
-        use std::os::fd::AsFd as _;
         let who = signature(&self.spec.author);
         let what = match kind {
             PinKind::Discarded => "what was undone",
             PinKind::Rescue => "what somebody else changed",
         };
-        let message = format!("worktx: {what}\n\nWorktx-Execution: {}\nWorktx-Attempt: {}\n", self.key.execution, self.key.attempt);
+        let message = format!(
+            "worktx: {what}\n\nWorktx-Execution: {}\nWorktx-Attempt: {}\n",
+            self.key.execution, self.key.attempt
+        );
         let built = {
             let store = &self.session.store;
             let mut pack = PackWriter::new(store);
-            let root = self.session.root.handle();
             let from = PinSource {
-                root: root.as_fd(),
+                root: self.session.root.handle(),
                 store,
                 onto,
                 parents,
@@ -148,8 +149,12 @@ impl Rescue for RescueSink<'_> {
     fn pin(&mut self) -> io::Result<()> {
         let Some(mut pack) = self.pack.take() else { return Ok(()) };
         let edits = self.held.drain(..).map(|(path, held)| (path, Some(held))).collect();
-        let tree = tree::edit(self.store, self.onto, &edits, &mut pack).map_err(io::Error::other)?;
-        let message = format!("worktx: what somebody else changed\n\nWorktx-Execution: {}\nWorktx-Attempt: {}\n", self.key.execution, self.key.attempt);
+        let tree =
+            tree::edit(self.store, self.onto, &edits, &mut pack).map_err(io::Error::other)?;
+        let message = format!(
+            "worktx: what somebody else changed\n\nWorktx-Execution: {}\nWorktx-Attempt: {}\n",
+            self.key.execution, self.key.attempt
+        );
         let bytes = tree::commit_bytes(tree, &[self.parent], &self.who, &self.who, &message);
         let id = pack.add_commit(&bytes).map_err(io::Error::other)?;
         pack.finish().map_err(io::Error::other)?;

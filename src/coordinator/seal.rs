@@ -134,7 +134,8 @@ impl Driver<'_> {
         let mut verdicts = Verdicts::new(&self.spec.settings);
         policy::judge_changes(&scan.changes, turn_index.paths.as_ref(), &mut verdicts);
         self.judge_commits(&snapshot, &base_rules, sealed_head, &mut verdicts)?;
-        let forced = self.forced_paths(&snapshot, &turn_index, sealed_head, &scan, &mut verdicts)?;
+        let forced =
+            self.forced_paths(&snapshot, &turn_index, sealed_head, &scan, &mut verdicts)?;
 
         let attributes = Attributes::of_tree(
             &policy::captured_attributes(&self.spec.git),
@@ -155,7 +156,9 @@ impl Driver<'_> {
             turn_index.paths.as_ref().map(|paths| paths.contains(path.as_bytes()))
         };
         for change in scan.changes {
-            if change.before.is_none() && change.ignored_by_turn && in_index(&change.path) != Some(true)
+            if change.before.is_none()
+                && change.ignored_by_turn
+                && in_index(&change.path) != Some(true)
             {
                 // The turn ignores it: on disk it stays, and nobody's business it is from now on.
                 continue;
@@ -178,16 +181,12 @@ impl Driver<'_> {
             let bytes = tree::commit_bytes(tree, &[sealed_head], &who, &who, &message);
             pack.add_commit(&bytes).map_err(|e| Stop::seal_blocked(&e))?
         };
-        let written: BTreeSet<Oid> = made
-            .edits
-            .values()
-            .flatten()
-            .map(|(_, id)| *id)
-            .filter(|id| pack.wrote(*id))
-            .collect();
+        let written: BTreeSet<Oid> =
+            made.edits.values().flatten().map(|(_, id)| *id).filter(|id| pack.wrote(*id)).collect();
         pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
         store.refresh();
-        let gaps = tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
+        let gaps =
+            tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
         if let Some(gap) = gaps.first() {
             return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
         }
@@ -201,7 +200,9 @@ impl Driver<'_> {
         for path in &made.left {
             self.record.warn(
                 "not_committed",
-                format!("{path} is nothing that git commits (a repository, a pipe, a mount); it stays"),
+                format!(
+                    "{path} is nothing that git commits (a repository, a pipe, a mount); it stays"
+                ),
             );
         }
         let file = SealFile { index_meaning: turn_index.meaning, entries: made.entries };
@@ -214,15 +215,8 @@ impl Driver<'_> {
             "candidate": candidate, "tree": tree, "head": sealed_head, "changes": made.counts,
             "death": death.how(), "exit_code": turn.exit_code,
         });
-        let seal = Seal {
-            candidate,
-            tree,
-            sealed_head,
-            changes: made.counts,
-            turn,
-            death,
-            adopted,
-        };
+        let seal =
+            Seal { candidate, tree, sealed_head, changes: made.counts, turn, death, adopted };
         let event = if adopted { TxEvent::Adopted(seal) } else { TxEvent::Sealed(seal) };
         self.apply(event, &detail)?;
         fault::point(Point::SealRecorded);
@@ -336,7 +330,9 @@ impl Driver<'_> {
                 Some(entry) if entry.kind.is_storable() => forced.push((path, entry)),
                 Some(_) => {}
                 None => {
-                    let Some(found) = self.session.root.stat(&path).ok().flatten() else { continue };
+                    let Some(found) = self.session.root.stat(&path).ok().flatten() else {
+                        continue;
+                    };
                     if !found.kind.is_storable() {
                         continue;
                     }
@@ -379,8 +375,8 @@ impl Driver<'_> {
             if found.kind != Kind::Directory && before.is_none() {
                 made.left.push(path.clone());
             }
-            let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
-                .map_err(view::scan_stop)?;
+            let raw =
+                scan::raw_id(&self.session.root, &path, &found, |_| {}).map_err(view::scan_stop)?;
             made.entries.push((path, Some(view::entry(&found, &raw))));
             return Ok(());
         }
@@ -392,12 +388,13 @@ impl Driver<'_> {
         let (raw, held) = if wanted {
             self.keep(&path, &found, before.as_ref(), mode, converter, pack)?
         } else {
-            let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
-                .map_err(view::scan_stop)?;
+            let raw =
+                scan::raw_id(&self.session.root, &path, &found, |_| {}).map_err(view::scan_stop)?;
             (raw, None)
         };
         let mut entry = view::entry(&found, &raw);
-        let same_bytes = before.as_ref().is_some_and(|b| b.kind == entry.kind && b.raw == entry.raw);
+        let same_bytes =
+            before.as_ref().is_some_and(|b| b.kind == entry.kind && b.raw == entry.raw);
         match (tracked, held) {
             (Some(was), _) if same_bytes && !leaves => {
                 entry.tracked = Some(Tracked { blob: was.blob, mode });
@@ -510,8 +507,7 @@ impl Driver<'_> {
             let raw = scan::raw_id(root, path, found, |_| {}).map_err(view::scan_stop)?;
             if !pack.contains(raw.oid) {
                 let file = root.open_file(path).map_err(|_| unstable(path))?;
-                let id =
-                    pack.add_blob(found.stat.size, file).map_err(|e| pack_stop(path, &e))?;
+                let id = pack.add_blob(found.stat.size, file).map_err(|e| pack_stop(path, &e))?;
                 if id != raw.oid {
                     return Err(unstable(path));
                 }

@@ -48,8 +48,8 @@ impl Driver<'_> {
     /// Writes the outcome where the next attempt and people find it.
     pub(super) fn leave_trace(&mut self) {
         let status = self.row().ok().flatten().map(|row| row.status);
-        let facts = super::query::facts(&self.key, &self.spec);
-        let Some(outcome) = Outcome::of(&facts, &self.record, status) else { return };
+        let facts = self.spec.facts(&self.key);
+        let Some(outcome) = Outcome::of(facts, &self.record, status) else { return };
         let Ok(bytes) = serde_json::to_vec_pretty(&outcome) else { return };
         let path = self.session.place.attempt(&self.key).join(OUTCOME);
         if let Err(error) = durable::write_file(&path, &bytes, PRIVATE_FILE) {
@@ -91,8 +91,10 @@ impl Driver<'_> {
                 Mode::empty(),
             )?;
         }
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(dir.as_fd(), &*name, flags, Mode::from_raw_mode(0o644)) {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(dir.as_fd(), &*name, flags, Mode::from_raw_mode(0o644))
+        {
             Err(rustix::io::Errno::EXIST) => return Ok(()),
             other => other?,
         };

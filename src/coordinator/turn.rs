@@ -137,7 +137,7 @@ impl Driver<'_> {
         let branch = self.branch_ref();
         let head = self.session.refs.head()?;
         let tip = self.session.refs.get(&branch)?;
-        let vouched = crate::hook::read_vouches(&self.vouch_file())
+        let vouched = crate::hook::guard::read_vouches(&self.vouch_file())
             .map_err(Failure::io("reading what the guard hook vouched for"))?
             .into_iter()
             .map(|vouch| (vouch.old, vouch.new))
@@ -150,7 +150,7 @@ impl Driver<'_> {
             branch: &branch,
             base: self.spec.base,
             tip,
-            appended: &appended,
+            log: &appended,
             vouched: &vouched,
         };
         let store = &self.session.store;

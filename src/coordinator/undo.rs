@@ -60,7 +60,7 @@ impl Driver<'_> {
         let (scan, listed) = match look(NewDirectories::Walk) {
             Ok(scan) => (scan, false),
             Err(ScanError::TooMany { .. } | ScanError::TooDeep { .. }) => {
-                (look(NewDirectories::List).map_err(view::scan_stop)?, true)
+                (look(NewDirectories::Whole).map_err(view::scan_stop)?, true)
             }
             Err(error) => return Err(view::scan_stop(error)),
         };
@@ -104,10 +104,7 @@ impl Driver<'_> {
         self.session.manifest.apply(
             report.new_stats,
             None,
-            Described {
-                head_tree: Some(self.spec.base_tree),
-                root: Some(self.session.root.id()),
-            },
+            Described { head_tree: Some(self.spec.base_tree), root: Some(self.session.root.id()) },
         )?;
         fault::point(Point::Restored);
         for path in report.drift {
@@ -175,6 +172,7 @@ impl Driver<'_> {
             from: tip,
             to: self.spec.base,
             index_before,
+            index_changes: false,
             who: &who,
             message: &message,
             make_logs: self.spec.git.logs_branches(),
@@ -300,12 +298,12 @@ impl Driver<'_> {
         let state = self.state().clone().apply(TxEvent::Undone).map_err(Failure::bug)?;
         let record = crate::tx::state::AttemptRecord { state, ..self.record.clone() };
         let expected = self.state().tag();
-        let facts = super::query::facts(&self.key, &self.spec);
+        let facts = self.spec.facts(&self.key);
         let detail = json!({ "reason": cause.reason() });
         let (key, rev) = (self.key.clone(), self.rev);
         let standing = self.row()?.map(|row| row.status);
         let change = |status: Option<Status>| {
-            let outcome = Outcome::of(&facts, &record, status);
+            let outcome = Outcome::of(facts.clone(), &record, status);
             outcome.and_then(|outcome| serde_json::to_value(outcome).ok())
         };
         match cause.terminal() {
@@ -373,9 +371,9 @@ fn error_text(undo: &Undo) -> String {
 
 pub(super) fn lock_stop(error: LockError) -> Stop {
     match error {
-        LockError::Foreign { path } => Stop::Quarantine(QuarantineReason::ForeignLock {
-            lock: path.display().to_string(),
-        }),
+        LockError::Foreign { path } => {
+            Stop::Quarantine(QuarantineReason::ForeignLock { lock: path.display().to_string() })
+        }
         LockError::Dir(error) => Stop::damaged(super::drive::chain(&error)),
     }
 }

@@ -125,9 +125,8 @@ impl Driver<'_> {
             candidate: seal.candidate,
             changed_files: &changed_files,
         };
-        let unstartable = |why: String| {
-            Stop::Quarantine(QuarantineReason::PostCheckUnstartable { why })
-        };
+        let unstartable =
+            |why: String| Stop::Quarantine(QuarantineReason::PostCheckUnstartable { why });
         let launched = launch::command(ready, &facts).map_err(|e| unstartable(chain(&e)))?;
         let program = launched.argv.first().map(Into::into).unwrap_or_default();
         let command = process::Command {
@@ -261,13 +260,8 @@ impl Driver<'_> {
         let changes: Vec<Change> = differ.into_iter().map(|(change, _)| change).collect();
         let count = changes.len();
         let nothing = HashSet::new();
-        let pinned = self.pin_changes(
-            PinKind::Rescue,
-            &changes,
-            seal.tree,
-            &[seal.candidate],
-            &nothing,
-        )?;
+        let pinned =
+            self.pin_changes(PinKind::Rescue, &changes, seal.tree, &[seal.candidate], &nothing)?;
         let rules = self.sealed_view()?.rules.clone();
         let report = self.restore(
             seal.death.clone(),
@@ -312,9 +306,8 @@ fn kept_output(tail: &[u8], truncated: bool) -> String {
 /// A difference to the seal, as a reason.
 pub(super) fn difference_stop(differences: &[Difference]) -> Stop {
     let why = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let index_only = differences
-        .iter()
-        .all(|d| matches!(d, Difference::Index | Difference::IndexUnreadable(_)));
+    let index_only =
+        differences.iter().all(|d| matches!(d, Difference::Index | Difference::IndexUnreadable(_)));
     if index_only {
         Stop::Quarantine(QuarantineReason::IndexChanged)
     } else {

@@ -145,8 +145,8 @@ pub fn settle(
         let now = match &change.after {
             None => None,
             Some(found) => {
-                let raw = scan::raw_id(&session.root, &change.path, found, |_| {})
-                    .map_err(scan_stop)?;
+                let raw =
+                    scan::raw_id(&session.root, &change.path, found, |_| {}).map_err(scan_stop)?;
                 Some(entry(found, &raw))
             }
         };
@@ -197,14 +197,9 @@ impl Driver<'_> {
         let Some(view) = &self.live.sealed else {
             return Err(Failure::bug("a seal without a view").into());
         };
-        let scan = look(
-            self.session,
-            &self.spec,
-            &view.snapshot,
-            &view.rules,
-            scan::NewDirectories::Walk,
-        )
-        .map_err(scan_stop)?;
+        let scan =
+            look(self.session, &self.spec, &view.snapshot, &view.rules, scan::NewDirectories::Walk)
+                .map_err(scan_stop)?;
         if let Some(path) = scan.unreadable.into_iter().next() {
             return Err(Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path] }));
         }

@@ -103,7 +103,10 @@ impl<'a> EmbeddedGate<'a> {
         execution: &ExecutionId,
         claim: Claim,
     ) -> Result<Option<Won>, GateError> {
-        Ok(self.row(execution)?.filter(|row| row.status == Status::Success && row.success == Some(claim)).map(Won::by))
+        Ok(self
+            .row(execution)?
+            .filter(|row| row.status == Status::Success && row.success == Some(claim))
+            .map(Won::by))
     }
 }
 

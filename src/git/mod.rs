@@ -49,9 +49,9 @@ pub mod scan;
 pub mod smallfile;
 pub mod spill;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testkit;
 pub mod tree;
 pub mod undo;
 pub mod walk;
 pub mod workspace;
-#[cfg(test)]
-pub(crate) mod testkit;
