@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::super::index::{Index, IndexChange, IndexError, load, read, restore};
-use super::locks::target;
+use super::locks_tests::target;
 use super::{Repo, path};
 use crate::tx::entry::{GIT_EXECUTABLE, GIT_FILE, Stat};
 use crate::tx::id::Oid;

@@ -9,8 +9,8 @@ use super::super::promote::{
     Difference, Move, PromoteError, compare, index_meaning, prepare, promote,
 };
 use super::super::tree::{Signature, commit_bytes, edit};
-use super::index::stat_of;
-use super::locks::target;
+use super::index_tests::stat_of;
+use super::locks_tests::target;
 use super::{Repo, path, sweep, sweep_case};
 use crate::tx::entry::GIT_FILE;
 use crate::tx::id::Oid;
@@ -359,7 +359,7 @@ fn killed_at_every_call_it_is_rolled_forward() {
     let template = Repo::new();
     let sealed = Sealed::new(&template, target(&template));
     let case = |root: &Path| (root.to_owned(), sealed.from, sealed.to, sealed.before);
-    let killed = sweep("promote::victim", &template, &case, &|repo, was_killed| {
+    let killed = sweep("promote_tests::victim", &template, &case, &|repo, was_killed| {
         let sealed = Sealed { target: target(repo), who: who(), ..sealed };
         if was_killed {
             sealed.carry_through(repo);

@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-mod index;
-mod kill;
-mod locks;
-mod pack;
-mod promote;
-mod refs;
-mod store;
-mod tree;
+mod index_tests;
+mod kill_tests;
+mod locks_tests;
+mod pack_tests;
+mod promote_tests;
+mod reading_tests;
+mod refs_tests;
+mod tree_tests;
 
 use std::ffi::OsStr;
 use std::io::Write as _;

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::pack::PackWriter;
 use super::super::refs::Refs;
-use super::locks::target;
+use super::locks_tests::target;
 use super::{Repo, sweep, sweep_case};
 use crate::tx::id::{Oid, Pin, RefName};
 
@@ -39,8 +39,11 @@ fn objects_and_pins_survive_a_kill_at_every_call() {
     let refs = Refs::open(&template.git_dir(), &template.git_dir()).unwrap();
     refs.pin(PREFIX, &pin("x/1/base", old)).unwrap();
     template.git(["pack-refs", "--all", "--prune"]);
-    let killed =
-        sweep("kill::victim", &template, &|root: &Path| (root.to_owned(), old), &|repo, _| {
+    let killed = sweep(
+        "kill_tests::victim",
+        &template,
+        &|root: &Path| (root.to_owned(), old),
+        &|repo, _| {
             repo.fsck();
             let id = steps(repo, old);
             repo.fsck();
@@ -58,6 +61,7 @@ fn objects_and_pins_survive_a_kill_at_every_call() {
             assert!(left.is_empty(), "{left:?}");
             assert!(!repo.git_dir().join("packed-refs.lock").exists());
             assert!(!repo.git_dir().join("refs/worktx/tx/x").exists());
-        });
+        },
+    );
     assert!(killed.is_none_or(|killed| killed > 15), "{killed:?}");
 }
