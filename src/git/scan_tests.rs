@@ -657,3 +657,42 @@ proptest! {
         }
     }
 }
+
+/// Run by hand, in a release build: `cargo test --release -- --ignored bench_scan --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+#[allow(clippy::print_stderr)]
+fn bench_scan() {
+    let mut tree = Tree::new();
+    tree.write(".gitignore", "*.log\ntarget/\n*.pyc\n/build\nnode_modules/\n*.tmp\n.env\n");
+    for dir in 0..5_000 {
+        let dir = format!("top{}/mid{}/dir{dir}", dir % 10, dir % 100);
+        std::fs::create_dir_all(tree.at(&dir)).expect("made");
+        for file in 0..20 {
+            std::fs::write(tree.at(&format!("{dir}/file{file}.txt")), dir.as_bytes())
+                .expect("made");
+        }
+    }
+    tree.git(&["add", "-A"]);
+    tree.git(&["commit", "-q", "-m", "x"]);
+    let time = |what: &str, work: &mut dyn FnMut()| {
+        let cpu = || rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let (start, before) = (std::time::Instant::now(), cpu());
+        work();
+        let used = std::time::Duration::try_from(cpu() - before).expect("forward");
+        eprintln!("{what}: {:?}, {used:?} of the processors", start.elapsed());
+    };
+    time("first base", &mut || drop(tree.establish().expect("a base")));
+    wait_for_proof();
+    time("base again", &mut || drop(tree.establish().expect("a base")));
+    let base = tree.base();
+    for _ in 0..3 {
+        time("base, nothing changed", &mut || drop(tree.establish().expect("a base")));
+        time("load", &mut || drop(tree.manifest.load().expect("loaded")));
+        time("scan", &mut || assert!(tree.scan(&base).changes.is_empty()));
+    }
+    let status = std::fs::read_to_string("/proc/self/status").expect("read");
+    eprintln!("{}", status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default());
+    time("git status", &mut || drop(tree.git(&["status", "--porcelain"])));
+    time("git status", &mut || drop(tree.git(&["status", "--porcelain"])));
+}
