@@ -46,9 +46,13 @@ pub mod root;
 pub mod row;
 pub mod rules;
 pub mod scan;
+#[cfg(test)]
+mod scan_tests;
 pub mod smallfile;
 pub mod spill;
 pub mod store;
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod tree;

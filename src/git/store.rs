@@ -36,6 +36,14 @@ pub enum StoreError {
     /// It is missing or damaged.
     #[error(transparent)]
     Odb(#[from] OdbError),
+    /// libgit2 cannot open it.
+    #[error("cannot open the repository {}: {why}", path.display())]
+    Repository {
+        /// The common directory.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// It is another kind of object.
     #[error("object {id} is a {found:?}, not a {wanted:?}")]
     Kind {

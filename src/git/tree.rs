@@ -341,7 +341,8 @@ fn gap(asked: Oid, path: Option<RepoPath>, error: StoreError) -> Result<Gap, Sto
         | StoreError::Malformed { id, .. } => *id,
         StoreError::Odb(OdbError::Folder { .. })
         | StoreError::TooDeep { .. }
-        | StoreError::Alternates { .. } => return Err(error),
+        | StoreError::Alternates { .. }
+        | StoreError::Repository { .. } => return Err(error),
     };
     let path = path.filter(|_| id == asked);
     Ok(Gap { id, path, why: error.to_string() })
