@@ -27,7 +27,7 @@ use super::{policy, reconcile, trace, view};
 use crate::base::durable;
 use crate::config::{self, Flags, Loaded, Sources, UserFile};
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
-use crate::git::gitconfig::{GitConfig, GitEnv};
+use crate::git::gitconfig::GitEnv;
 use crate::git::index::{self, Index, IndexError};
 use crate::git::judge::{self, BaseFacts};
 use crate::git::lockfile::{self, Marker};

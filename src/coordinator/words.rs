@@ -6,7 +6,7 @@
 use crate::git::judge::BaseWarning;
 
 /// The code and the sentence of a warning.
-pub const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str) {
+pub(super) const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str) {
     match warning {
         BaseWarning::DetachedHead => {
             ("detached_head", "HEAD is on no branch: the commit is on HEAD alone")
