@@ -15,6 +15,7 @@ pub mod place;
 mod policy;
 pub mod reconcile;
 mod rescue;
+pub mod resolve;
 mod seal;
 pub mod session;
 pub mod spec;
