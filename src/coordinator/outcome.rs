@@ -127,14 +127,14 @@ pub struct Outcome {
 }
 
 /// The facts of an attempt that its state does not hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
     /// Which attempt.
-    pub key: &'a AttemptKey,
+    pub key: AttemptKey,
     /// The root of the work tree.
-    pub workspace: &'a str,
+    pub workspace: String,
     /// The branch, by its short name.
-    pub branch: &'a str,
+    pub branch: String,
     /// The base commit.
     pub base: Oid,
 }
@@ -170,13 +170,13 @@ impl Outcome {
     /// The document of an attempt that is settled or quarantined.
     ///
     /// `status` is what stands in the row. `None` for a state that is still on its way.
-    pub fn of(facts: Facts<'_>, record: &AttemptRecord, status: Option<Status>) -> Option<Self> {
+    pub fn of(facts: Facts, record: &AttemptRecord, status: Option<Status>) -> Option<Self> {
         let state = &record.state;
         let mut document =
-            Self::without_attempt(facts.key.execution.clone(), OutcomeWord::Error, facts.workspace);
+            Self::without_attempt(facts.key.execution, OutcomeWord::Error, &facts.workspace);
         document.attempt = Some(facts.key.attempt);
         document.execution_status = status;
-        document.branch = Some(facts.branch.to_owned());
+        document.branch = Some(facts.branch);
         document.base = Some(facts.base);
         document.candidate = state.seal().map(|seal| seal.candidate);
         document.changes = state.seal().map(|seal| seal.changes);
