@@ -77,7 +77,7 @@ pub enum Command {
     Resolve(ResolveArgs),
     /// Drop what is kept of attempts that were settled long ago
     Gc(GcArgs),
-    /// Prepare a repository: a configuration file, an example post-check, the guard hook
+    /// Prepare a repository: the state directory and, if asked, the guard hook; no file of yours
     Init(InitArgs),
     /// Show in a repository of its own what worktx does
     Demo(DemoArgs),

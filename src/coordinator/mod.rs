@@ -3,25 +3,19 @@
 //! # Limitations
 //! One attempt at a time on a work tree; the lock of [`place`] sees to it.
 
-pub mod begin;
-mod commit;
+pub mod cancel;
+pub mod changes;
+pub mod context;
+pub mod doctor;
 pub mod documents;
 pub mod drive;
 pub mod error;
-mod gitdir;
-mod observe;
+pub mod guard;
+pub mod init;
 pub mod outcome;
 pub mod place;
-mod policy;
-pub mod reconcile;
-mod rescue;
-pub mod resolve;
-mod seal;
+pub mod query;
+pub mod retention;
 pub mod session;
 pub mod spec;
-mod trace;
-mod turn;
-mod undo;
-mod validate;
-pub mod view;
-mod words;
+pub mod status;
