@@ -61,7 +61,7 @@ impl Demo {
         self.say("2. A turn that deletes a folder and the note, then fails: all of it goes back, byte for byte.")?;
         self.turn("rm -r src notes.txt; echo half > half-done; exit 1", 10)?;
         self.show_git(&["status", "--short"])?;
-        self.check(self.read("notes.txt")? == NOTES && self.read("src/two.txt")? == "2\n")?;
+        Self::check(self.read("notes.txt")? == NOTES && self.read("src/two.txt")? == "2\n")?;
 
         self.say("3. A turn that returns 0 with a bad result: the post-check rejects it, and it goes back.")?;
         self.turn("echo 'go away' > greeting.txt", 11)?;
@@ -72,7 +72,7 @@ impl Demo {
             11,
         )?;
         self.show_git(&["status", "--short"])?;
-        self.check(self.read("greeting.txt")? == "hello, everybody\n")?;
+        Self::check(self.read("greeting.txt")? == "hello, everybody\n")?;
 
         self.say("What happened, newest first. Rejected work is kept: `worktx diff ID`, `worktx restore ID`.")?;
         self.worktx(&["list"], Stdio::inherit(), 0)?;
@@ -105,10 +105,10 @@ impl Demo {
             "{}\n",
             self.style.faint(format!("exit {}", status.code().unwrap_or(-1)))
         ))?;
-        self.check(status.code() == Some(code))
+        Self::check(status.code() == Some(code))
     }
 
-    fn check(&self, fine: bool) -> Result<(), Failure> {
+    fn check(fine: bool) -> Result<(), Failure> {
         if fine {
             return Ok(());
         }
@@ -135,7 +135,7 @@ impl Demo {
             .stdin(Stdio::null())
             .status()
             .map_err(Failure::io("starting git, which the demonstration needs"))?;
-        self.check(status.success())
+        Self::check(status.success())
     }
 
     fn show_git(&self, words: &[&str]) -> Result<(), Failure> {

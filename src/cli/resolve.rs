@@ -42,7 +42,7 @@ pub(super) fn run(global: &Global, args: ResolveArgs) -> Result<u8, Failure> {
     }
     let left: Vec<_> = document.attempts.iter().filter(|a| !a.settled).collect();
     let lost = left.iter().any(|a| {
-        a.execution_status.is_some_and(|s| s.is_terminal())
+        a.execution_status.is_some_and(super::super::tx::verdict::Status::is_terminal)
             && a.detail.as_deref().is_some_and(|d| d.starts_with("adopt_failed"))
     });
     Ok(match (left.is_empty(), lost) {

@@ -9,6 +9,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -92,7 +93,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
         request.triggered_by.as_deref().is_some_and(|kind| UNPROTECTED.contains(&kind));
     let git_env = context.git_env();
     if let Err(refusals) = judge::judge(&context.workspace, &git_env, |_| true)
-        && refusals.iter().any(|r| is_unreadable(r))
+        && refusals.iter().any(is_unreadable)
     {
         // Of such a repository nothing can be opened, the ledger's place included.
         return Err(Failure::Refused { refusals, warnings: Vec::new() });
@@ -185,18 +186,17 @@ impl Begin<'_> {
                     .into_iter()
                     .find(|a| Some(a.key.attempt) == attempt)
                     .and_then(|a| a.outcome);
-                let mut outcome = match recorded {
-                    Some(value) => serde_json::from_value(value)
-                        .map_err(Failure::other("reading the recorded outcome"))?,
-                    None => {
-                        let root = session.workspace.root().display().to_string();
-                        let mut outcome =
-                            Outcome::without_attempt(id.clone(), OutcomeWord::Committed, &root);
-                        outcome.attempt = attempt;
-                        outcome.commit = execution.row.success.map(|s| s.candidate);
-                        outcome.candidate = outcome.commit;
-                        outcome
-                    }
+                let mut outcome = if let Some(value) = recorded {
+                    serde_json::from_value(value)
+                        .map_err(Failure::other("reading the recorded outcome"))?
+                } else {
+                    let root = session.workspace.root().display().to_string();
+                    let mut outcome =
+                        Outcome::without_attempt(id.clone(), OutcomeWord::Committed, &root);
+                    outcome.attempt = attempt;
+                    outcome.commit = execution.row.success.map(|s| s.candidate);
+                    outcome.candidate = outcome.commit;
+                    outcome
                 };
                 outcome.replayed = true;
                 outcome.execution_status = Some(Status::Success);
@@ -209,7 +209,9 @@ impl Begin<'_> {
 
     fn judge(&mut self, session: &mut Session) -> Result<Base, Failure> {
         let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
-        for attempt in session.ledger.unsettled(Some(&session.workspace.id()))? {
+        if let Some(attempt) =
+            session.ledger.unsettled(Some(&session.workspace.id()))?.into_iter().next()
+        {
             let record = attempt.record()?;
             if let TxState::Quarantined { reason, .. } = &record.state {
                 return Err(refused(vec![Refusal::Quarantined {
@@ -314,7 +316,7 @@ impl Begin<'_> {
             let paths = vec![path.clone()];
             refusals.push(match why {
                 Unsupported::Filter(driver) => {
-                    Refusal::FilterDriver { driver: driver.to_string(), paths }
+                    Refusal::FilterDriver { driver: driver.clone(), paths }
                 }
                 Unsupported::Encoding(_) => Refusal::WorkingTreeEncoding { paths },
                 Unsupported::Ident => Refusal::Ident { paths },
@@ -371,7 +373,7 @@ impl Begin<'_> {
         };
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = base.facts.config.author()?.clone();
-        let base_pin = self.base_pin(session, &base, &author)?;
+        let base_pin = base_pin(session, &base, &author)?;
         let previous = in_ledger.and_then(|n| {
             let before = AttemptKey { execution: key.execution.clone(), attempt: n };
             trace::outcome_file(&session.place.attempt(&before))
@@ -530,68 +532,12 @@ impl Begin<'_> {
         }
     }
 
-    /// The commit that keeps the base alive: the base itself, or one on top of it with what is
-    /// untracked and what differs from git's bytes.
-    fn base_pin(
-        &self,
-        session: &Session,
-        base: &Base,
-        author: &crate::git::gitconfig::Identity,
-    ) -> Result<Oid, Failure> {
-        let mut additions: Vec<(RepoPath, Found)> = base
-            .baseline
-            .untracked
-            .iter()
-            .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
-            .collect();
-        for (path, packed) in base.baseline.snapshot.iter() {
-            let entry = packed.entry();
-            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
-                && entry.kind.has_bytes()
-            {
-                additions.push((path, Found { kind: entry.kind, stat: entry.stat }));
-            }
-        }
-        if additions.is_empty() {
-            return Ok(base.facts.commit);
-        }
-        let who = signature(author);
-        let nothing = HashSet::new();
-        let mut pack = PackWriter::new(&session.store);
-        let from = PinSource {
-            root: session.root.handle(),
-            store: &session.store,
-            onto: base.facts.tree,
-            parents: &[base.facts.commit],
-            too_large: &nothing,
-            who: &who,
-            message: "worktx: the base, with what was untracked\n",
-        };
-        let stopped = |stop| match stop {
-            super::drive::Stop::Failure(failure) => failure,
-            super::drive::Stop::Quarantine(reason) => Failure::impossible(
-                format!(
-                    "the base cannot be pinned: {} {}",
-                    reason.as_str(),
-                    reason.detail().unwrap_or_default()
-                ),
-                "worktx status",
-            ),
-        };
-        let built = pin::build_base_pin(&from, &additions, &mut pack)
-            .map_err(|error| stopped(pin_stop(error)))?;
-        pack.finish().map_err(Failure::other("pinning the base"))?;
-        session.store.refresh();
-        Ok(built.commit)
-    }
-
     /// Runs without a transaction, under the lock.
     fn run_unprotected(
         &self,
         session: &mut Session,
         warnings: Vec<Warning>,
     ) -> Result<Outcome, Failure> {
-        use std::os::fd::AsFd as _;
         let id = &self.request.execution;
         let root = session.workspace.root().display().to_string();
         let folder = session.place.state.join("unprotected").join(id.as_str());
@@ -618,6 +564,59 @@ impl Begin<'_> {
         session.ledger.record_event(id, None, "unprotected", &detail)?;
         Ok(outcome)
     }
+}
+
+/// The commit that keeps the base alive: the base itself, or one on top of it with what is
+/// untracked and what differs from git's bytes.
+fn base_pin(
+    session: &Session,
+    base: &Base,
+    author: &crate::git::gitconfig::Identity,
+) -> Result<Oid, Failure> {
+    let mut additions: Vec<(RepoPath, Found)> = base
+        .baseline
+        .untracked
+        .iter()
+        .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
+        .collect();
+    for (path, packed) in base.baseline.snapshot.iter() {
+        let entry = packed.entry();
+        if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw) && entry.kind.has_bytes()
+        {
+            additions.push((path, Found { kind: entry.kind, stat: entry.stat }));
+        }
+    }
+    if additions.is_empty() {
+        return Ok(base.facts.commit);
+    }
+    let who = signature(author);
+    let nothing = HashSet::new();
+    let mut pack = PackWriter::new(&session.store);
+    let from = PinSource {
+        root: session.root.handle(),
+        store: &session.store,
+        onto: base.facts.tree,
+        parents: &[base.facts.commit],
+        too_large: &nothing,
+        who: &who,
+        message: "worktx: the base, with what was untracked\n",
+    };
+    let stopped = |stop| match stop {
+        super::drive::Stop::Failure(failure) => failure,
+        super::drive::Stop::Quarantine(reason) => Failure::impossible(
+            format!(
+                "the base cannot be pinned: {} {}",
+                reason.as_str(),
+                reason.detail().unwrap_or_default()
+            ),
+            "worktx status",
+        ),
+    };
+    let built = pin::build_base_pin(&from, &additions, &mut pack)
+        .map_err(|error| stopped(pin_stop(error)))?;
+    pack.finish().map_err(Failure::other("pinning the base"))?;
+    session.store.refresh();
+    Ok(built.commit)
 }
 
 /// The largest attempt of an execution that the refs know.

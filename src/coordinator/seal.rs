@@ -184,7 +184,7 @@ impl Driver<'_> {
             self.make(change, &in_index, &mut converter, &mut pack, &mut made)?;
         }
         for (path, entry) in forced {
-            self.force(path, entry, &mut converter, &mut pack, &mut made)?;
+            self.force(path, &entry, &mut converter, &mut pack, &mut made)?;
         }
         self.leave_out(&snapshot, &turn_index, &mut made)?;
 
@@ -472,7 +472,7 @@ impl Driver<'_> {
     fn force(
         &self,
         path: RepoPath,
-        entry: Entry,
+        entry: &Entry,
         converter: &mut Conversions,
         pack: &mut PackWriter<'_>,
         made: &mut Made,
