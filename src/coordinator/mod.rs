@@ -18,3 +18,5 @@ pub mod retention;
 pub mod session;
 pub mod spec;
 pub mod status;
+#[cfg(test)]
+mod test_lab;
