@@ -1,5 +1,6 @@
 //! The tests on the real binary, real repositories and real processes: one test binary.
 
+mod readers;
 mod run;
 mod support;
 mod tidy;
