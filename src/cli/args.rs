@@ -54,7 +54,7 @@ pub enum ColorChoice {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a command as a transaction
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Say how the workspace stands, and what can be done about it
     Status(ReaderArgs),
     /// List attempts, newest first

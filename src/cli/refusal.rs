@@ -136,7 +136,7 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
 }
 
 /// A warning about a base, for documents.
-pub fn warning(warning: BaseWarning) -> Warning {
+pub fn warning(warning: &BaseWarning) -> Warning {
     let (code, message) = match warning {
         BaseWarning::DetachedHead => {
             ("detached_head", "HEAD is on no branch: the commit will be on HEAD alone")
