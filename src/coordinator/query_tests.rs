@@ -18,6 +18,18 @@ use crate::journal::Owner;
 use crate::tx::state::{StateTag, VerdictState};
 use crate::tx::verdict::{Claim, Status};
 
+/// What a program reads fits its schema.
+#[track_caller]
+fn fits(name: &str, document: &impl serde::Serialize) {
+    let path = format!("{}/docs/schema/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let schema: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).expect("there")).expect("JSON");
+    let document = serde_json::to_value(document).expect("plain data");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let wrong: Vec<String> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
+    assert!(wrong.is_empty(), "{name}: {wrong:?}");
+}
+
 fn living() -> Owner {
     Owner { host: process::this_host(), process: process::own_process() }
 }
@@ -56,6 +68,9 @@ fn lists_and_shows_what_is_recorded() {
 
     let shown = show(&lab.context, "bui").expect("by its beginning");
     assert_eq!(shown.execution_status, Some(Status::Running));
+    fits("show", &shown);
+    fits("list", &list(&lab.context, false, 0).expect("read"));
+    fits("events", &events(&lab.context, "bui").expect("read"));
     assert_eq!(shown.attempts[0].turn.as_ref().and_then(|turn| turn.exit_code), Some(3));
     assert_eq!(shown.attempts[0].refs.discarded, ["refs/worktx/tx/build-one/1/discarded/1"]);
     assert!(shown.attempts[0].commands.is_empty());
@@ -113,6 +128,7 @@ fn diff_and_restore_give_the_rejected_work_back() {
     let found = diff(&lab.context, "build", None).expect("read");
     assert_eq!((found.document.from, found.document.to), (lab.base, work));
     assert_eq!(found.document.paths.len(), 1);
+    fits("diff", &found.document);
     assert_eq!(found.document.paths[0].change, "added");
     let mut text = Vec::new();
     found.write(&mut text).expect("made").expect("written");
@@ -121,6 +137,7 @@ fn diff_and_restore_give_the_rejected_work_back() {
 
     let made = restore(&lab.context, "build", None, None).expect("made");
     assert_eq!(made.branch, "worktx/restored-build-1");
+    fits("restore", &made);
     assert_eq!(lab.repo.git(&["show", "worktx/restored-build-1:new dir/b.txt"]), "rejected");
     assert_eq!(lab.repo.git(&["status", "--porcelain"]), "");
     let again = restore(&lab.context, "build", None, None);
@@ -139,6 +156,7 @@ fn a_cancel_wins_once() {
     let key = lab.open("build", &living());
     let first = cancel(&lab.context, "build").expect("answered");
     assert_eq!((first.verdict.as_str(), first.execution_status), ("won", Some(Status::Cancelled)));
+    fits("cancel", &first);
     let second = cancel(&lab.context, "build").expect("answered");
     assert_eq!(second.verdict, "lost");
     let history = events(&lab.context, "build").expect("read").events;
