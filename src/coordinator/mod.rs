@@ -29,9 +29,5 @@ mod seal;
 pub mod session;
 pub mod spec;
 pub mod status;
-mod trace;
-mod turn;
-mod undo;
-mod validate;
-pub mod view;
-pub mod words;
+#[cfg(test)]
+mod test_lab;
