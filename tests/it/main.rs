@@ -1,5 +1,7 @@
 //! The tests on the real binary, real repositories and real processes: one test binary.
 
+mod crash;
+mod lab;
 mod run;
 mod support;
 mod tidy;
