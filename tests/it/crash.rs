@@ -243,18 +243,53 @@ fn row_05_killed_mid_rollback_at_any_file() {
         lab.reconcile();
         lab.laws();
         is_rolled_back(&lab);
-        assert!(lab.repo.own_refs().iter().all(|r| !r.contains("rescue")), "{n}: somebody's bytes?");
+        assert!(
+            lab.repo.own_refs().iter().all(|r| !r.contains("rescue")),
+            "{n}: somebody's bytes?"
+        );
     }
 }
 
 #[test]
 fn row_09_the_reconcile_is_killed_too() {
     let at = [
-        ("seal_recorded", WORK, &["candidate_pinned", "post_check_passed", "locks_held", "gate_won", "branch_moved", "promoted", "committed_recorded"][..]),
+        (
+            "seal_recorded",
+            WORK,
+            &[
+                "candidate_pinned",
+                "post_check_passed",
+                "locks_held",
+                "gate_won",
+                "branch_moved",
+                "promoted",
+                "committed_recorded",
+            ][..],
+        ),
         ("gate_won", WORK, &["branch_moved", "promoted", "committed_recorded"][..]),
         ("branch_moved", WORK, &["promoted", "committed_recorded"][..]),
-        ("rollback_recorded", WRECK, &["discarded_pinned", "file_restored", "file_restored:5", "file_restored:12", "restored"][..]),
-        ("file_restored:4", WRECK, &["rollback_recorded", "discarded_pinned", "file_restored", "file_restored:7", "restored"][..]),
+        (
+            "rollback_recorded",
+            WRECK,
+            &[
+                "discarded_pinned",
+                "file_restored",
+                "file_restored:5",
+                "file_restored:12",
+                "restored",
+            ][..],
+        ),
+        (
+            "file_restored:4",
+            WRECK,
+            &[
+                "rollback_recorded",
+                "discarded_pinned",
+                "file_restored",
+                "file_restored:7",
+                "restored",
+            ][..],
+        ),
     ];
     for (first, script, seconds) in at {
         for second in seconds {
@@ -274,8 +309,14 @@ fn row_09_the_reconcile_is_killed_too() {
 fn row_09_the_turns_own_commits_survive_every_kill() {
     const OWN: &str = "echo a > a; git add a; git commit -qm own; echo new > new.txt";
     for point in [
-        "seal_recorded", "candidate_pinned", "committing_recorded", "locks_held", "gate_won",
-        "branch_moved", "promoted", "committed_recorded",
+        "seal_recorded",
+        "candidate_pinned",
+        "committing_recorded",
+        "locks_held",
+        "gate_won",
+        "branch_moved",
+        "promoted",
+        "committed_recorded",
     ] {
         let mut lab = Lab::new();
         lab.hold("a\n");
@@ -286,7 +327,9 @@ fn row_09_the_turns_own_commits_survive_every_kill() {
         assert_eq!(lab.repo.git(&["rev-parse", "HEAD~2"]), lab.base, "{point}");
         assert_eq!(lab.repo.status(), "?? dangling\n?? notes.txt");
     }
-    for point in ["rollback_recorded", "discarded_pinned", "branch_moved", "file_restored", "restored"] {
+    for point in
+        ["rollback_recorded", "discarded_pinned", "branch_moved", "file_restored", "restored"]
+    {
         let mut lab = Lab::new();
         lab.hold("a\n");
         lab.killed_at(point, JOB, &format!("{OWN}; exit 3"));
@@ -300,7 +343,11 @@ fn row_09_the_turns_own_commits_survive_every_kill() {
 fn row_14b_an_interrupted_turn_that_committed_is_taken_back_too() {
     let mut lab = Lab::new();
     lab.hold("a\n");
-    lab.killed_at("turn_over", JOB, "echo a > a; git add a; git commit -qm own; echo new > new.txt");
+    lab.killed_at(
+        "turn_over",
+        JOB,
+        "echo a > a; git add a; git commit -qm own; echo new > new.txt",
+    );
     lab.reconcile();
     assert_eq!(lab.state("job", 1).1, "interrupted");
     lab.laws();
