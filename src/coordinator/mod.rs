@@ -31,3 +31,9 @@ pub mod spec;
 pub mod status;
 #[cfg(test)]
 mod test_lab;
+mod trace;
+mod turn;
+mod undo;
+mod validate;
+pub mod view;
+pub mod words;

@@ -113,6 +113,11 @@ impl Repo {
         path
     }
 
+    /// A program in the tests' own environment.
+    pub fn command(&self, program: &str) -> Command {
+        self.hermetic(program)
+    }
+
     fn hermetic(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
