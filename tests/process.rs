@@ -3,7 +3,7 @@
 //! Acknowledgements come over sockets and FIFOs; nobody sleeps for luck.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -39,6 +39,7 @@ impl Turn {
         let socket = dir.path().join("socket");
         let listener = UnixListener::bind(&socket).expect("bind");
         fifo(dir.path(), "ack");
+        fifo(dir.path(), "up");
         let coordinator = Command::new(env!("CARGO_BIN_EXE_worktx"))
             .arg("__test-turn")
             .arg(&socket)
@@ -115,7 +116,7 @@ fn pids(text: &str) -> Vec<i32> {
 
 /// A script that leaves a daemon: twice forked, its own session, no handles, deaf to SIGTERM.
 const DAEMON: &str = r#"
-( setsid sh -c 'trap "" TERM INT HUP; echo $$ >"$DIR/daemon.pid"; : >"$ACK"
+( setsid sh -c 'trap "" TERM INT HUP; echo $$ >"$DIR/daemon.pid"; : >"$DIR/up"
   exec </dev/null >/dev/null 2>&1; while :; do sleep 60; done' & ) </dev/null >/dev/null 2>&1
 "#;
 
@@ -160,18 +161,23 @@ fn a_script_without_interpreter_line_runs_in_sh() {
 
 #[test]
 fn the_command_gets_three_handles_and_a_session() {
-    // Handles that this test leaks on purpose must not get through.
+    // A handle that this test leaks on purpose must not get through.
     let leak = File::open("/dev/null").expect("open");
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).expect("leak");
-    let turn =
-        Turn::start("{}", r#"ls /proc/$$/fd >"$ACK"; cut -d' ' -f1,6 /proc/$$/stat >"$ACK""#);
-    let handles = turn.ack();
-    // The shell itself opens what it redirects to, in its child only.
-    assert_eq!(handles.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2"]);
-    let session = pids(&turn.ack());
-    assert_eq!(session[0], session[1]);
-    assert_eq!(session[0], turn.record.leader.pid);
-    turn.over();
+    let run = |argv: &[&str]| {
+        let mut turn = Turn::start_with(r#"{"tail":1000}"#, argv, Stdio::null(), Stdio::null());
+        let outcome = line(&mut turn.from).expect("outcome");
+        turn.coordinator.wait().expect("wait");
+        (turn.record.leader.pid, outcome["tail"].as_str().expect("tail").to_owned())
+    };
+    // 3 is the directory that `ls` reads.
+    let (_, handles) = run(&["ls", "/proc/self/fd"]);
+    assert_eq!(pids(&handles), [0, 1, 2, 3]);
+    let (leader, stat) = run(&["cut", "-d ", "-f1,5,6", "/proc/self/stat"]);
+    assert_eq!(pids(&stat), [leader; 3]);
+    // Neither does the supervisor's mask.
+    let (_, blocked) = run(&["sed", "-n", "s/^SigBlk:.//p", "/proc/self/status"]);
+    assert_eq!(blocked.trim(), "0000000000000000");
 }
 
 #[test]
@@ -211,7 +217,7 @@ fn a_turn_that_heeds_sigterm_is_not_killed() {
 
 #[test]
 fn a_daemon_is_killed_and_named() {
-    let turn = Turn::start(r#"{"grace_ms":200}"#, &format!("{DAEMON} cat \"$ACK\""));
+    let turn = Turn::start(r#"{"grace_ms":200}"#, &format!("{DAEMON} cat \"$DIR/up\""));
     let dir = turn.dir.path().to_owned();
     let mut turn = turn;
     let outcome = line(&mut turn.from).expect("outcome");
@@ -228,7 +234,7 @@ fn a_daemon_is_killed_and_named() {
 
 #[test]
 fn a_polite_survivor_is_asked_only() {
-    let script = r#"(exec sleep 600 >/dev/null 2>&1) & echo done"#;
+    let script = "(exec sleep 600 >/dev/null 2>&1) & echo done";
     let started = Instant::now();
     let over = Turn::start(r#"{"grace_ms":20000}"#, script).over();
     assert_eq!(over["result"]["killed"][0]["signal"], "SIGTERM");
@@ -237,7 +243,7 @@ fn a_polite_survivor_is_asked_only() {
 
 #[test]
 fn stopped_survivors_are_ended_too() {
-    let script = r#"sleep 600 >/dev/null 2>&1 & kill -STOP $!; exit 0"#;
+    let script = "sleep 600 >/dev/null 2>&1 & kill -STOP $!; exit 0";
     let over = Turn::start(r#"{"grace_ms":20000}"#, script).over();
     assert_eq!(over["result"]["killed"][0]["signal"], "SIGTERM");
     assert_eq!(over["death"]["Ok"], "no_children");
@@ -261,7 +267,7 @@ fn signals_to_the_coordinator_end_the_turn() {
 #[test]
 fn a_second_ctrl_c_ends_the_grace() {
     let script = r#"trap 'echo got >"$ACK"' INT; : >"$ACK"; while :; do sleep 60 & wait; done"#;
-    let turn = Turn::start(r#"{"grace_ms":600000}"#, script);
+    let turn = Turn::start(r#"{"grace_ms":30000}"#, script);
     turn.ack();
     let pid = i32::try_from(turn.coordinator.id()).expect("fits");
     signal(pid, Signal::INT);
@@ -295,7 +301,7 @@ fn abandoned_both_leave() {
 
 #[test]
 fn a_killed_coordinator_leaves_the_proof() {
-    let script = format!("{DAEMON} cat \"$ACK\"; echo $$ >\"$ACK\"; exec sleep 600");
+    let script = format!("{DAEMON} cat \"$DIR/up\"; echo $$ >\"$ACK\"; exec sleep 600");
     let mut turn = Turn::start("{\"grace_ms\":200}", &script);
     assert_eq!(pids(&turn.ack()), [turn.record.leader.pid]);
     let death = check(&turn.record, &turn.record_dir(), false);
@@ -314,9 +320,94 @@ fn a_killed_coordinator_leaves_the_proof() {
 }
 
 #[test]
+fn the_supervisor_keeps_the_lock_as_long_as_the_turn_lives() {
+    let mut turn =
+        Turn::start(r#"{"keep":"kept"}"#, r#"ls -l /proc/$$/fd >list; : >"$ACK"; exec sleep 600"#);
+    turn.ack();
+    let kept = File::open(turn.dir.path().join("kept")).expect("made");
+    signal(turn.record.supervisor.pid, Signal::STOP);
+    turn.kill_coordinator();
+    assert!(kept.try_lock().is_err(), "the coordinator alone held it");
+    signal(turn.record.supervisor.pid, Signal::CONT);
+    await_end(turn.record.supervisor.pid);
+    assert!(is_gone(turn.record.leader.pid));
+    kept.try_lock().expect("free again");
+    let list = std::fs::read_to_string(turn.dir.path().join("list")).expect("listed");
+    assert!(!list.contains("kept"), "{list}");
+}
+
+/// Runs the turn on a terminal of its own, by `script`; `None` where there is none.
+fn on_a_terminal(script: &str) -> Option<(Turn, std::process::ChildStdin)> {
+    if Command::new("script").arg("--version").output().is_err() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: script(1) is not installed");
+        return None;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let socket = dir.path().join("socket");
+    let listener = UnixListener::bind(&socket).expect("bind");
+    fifo(dir.path(), "ack");
+    std::fs::write(dir.path().join("turn.sh"), script).expect("written");
+    let line_of = format!(
+        r#"exec {} __test-turn socket record '{{"terminal":true}}' -- sh turn.sh"#,
+        env!("CARGO_BIN_EXE_worktx")
+    );
+    let mut coordinator = Command::new("script")
+        .args(["-qec", &line_of, "/dev/null"])
+        .env("ACK", dir.path().join("ack"))
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("spawn");
+    let keys = coordinator.stdin.take().expect("piped");
+    let (stream, _) = listener.accept().expect("accept");
+    let mut from = BufReader::new(stream);
+    let record = serde_json::from_value(line(&mut from).expect("a record")).expect("parses");
+    Some((Turn { coordinator, from, record, dir }, keys))
+}
+
+#[test]
+fn ctrl_c_at_the_terminal_is_the_turns_and_a_cancel_if_it_dies_of_it() {
+    let Some((turn, mut keys)) = on_a_terminal(": >\"$ACK\"; exec sleep 600") else { return };
+    turn.ack();
+    keys.write_all(b"\x03").expect("typed");
+    let over = turn.over();
+    assert_eq!((&over["ended_by"], &over["result"]["signal"]), (&"cancel".into(), &2.into()));
+    // One that handles it goes on, as an editor does.
+    let script = "trap 'echo got >\"$ACK\"; exit 8' INT; : >\"$ACK\"; while :; do sleep 600; done";
+    let Some((turn, mut keys)) = on_a_terminal(script) else { return };
+    turn.ack();
+    keys.write_all(b"\x03").expect("typed");
+    turn.ack();
+    let over = turn.over();
+    assert_eq!((&over["ended_by"], &over["result"]["exit_code"]), (&"itself".into(), &8.into()));
+}
+
+#[test]
+fn a_prompt_on_the_terminal_is_answered_in_the_foreground() {
+    let script = "exec </dev/tty; : >\"$ACK\"; read -r line; cut -d' ' -f5,8 /proc/$$/stat >\"$ACK\"; [ \"$line\" = bob ]";
+    let Some((turn, mut keys)) = on_a_terminal(script) else { return };
+    turn.ack();
+    keys.write_all(b"bob\r").expect("typed");
+    // Its group, and the foreground group of its terminal.
+    let groups = pids(&turn.ack());
+    assert_eq!(groups, [turn.record.leader.pid; 2]);
+    assert_eq!(turn.over()["result"]["exit_code"], 0);
+}
+
+#[test]
+fn ctrl_z_without_job_control_above_hangs_nothing() {
+    let Some((turn, mut keys)) = on_a_terminal(": >\"$ACK\"; read -r x; exit 9") else { return };
+    turn.ack();
+    keys.write_all(b"\x1a").expect("typed");
+    keys.write_all(b"go\r").expect("typed");
+    assert_eq!(turn.over()["result"]["exit_code"], 9);
+}
+
+#[test]
 fn a_killed_supervisor_ends_the_turn() {
     let script = format!(
-        "{DAEMON} cat \"$ACK\"; : >\"$ACK\"; trap 'exit 0' TERM; while :; do sleep 60 & wait; done"
+        "{DAEMON} cat \"$DIR/up\"; trap 'exit 0' TERM; : >\"$ACK\"; while :; do sleep 60 & wait; done"
     );
     let turn = Turn::start("{\"grace_ms\":300}", &script);
     turn.ack();
@@ -345,7 +436,7 @@ fn a_stopped_supervisor_is_woken() {
 #[test]
 fn both_killed_the_writer_is_found_and_stopped() {
     let script =
-        format!("{DAEMON} cat \"$ACK\"; trap '' TERM; : >\"$ACK\"; while :; do sleep 60; done");
+        format!("{DAEMON} cat \"$DIR/up\"; trap '' TERM; : >\"$ACK\"; while :; do sleep 60; done");
     let mut turn = Turn::start("{}", &script);
     turn.ack();
     let daemon = daemon_pid(turn.dir.path());
@@ -414,8 +505,8 @@ fn stop_waits_for_a_supervisor_that_does_it() {
 #[test]
 fn the_tail_is_kept_though_a_daemon_holds_the_pipe() {
     // The daemon keeps stdout and stderr: it would hang whoever waits for end of file.
-    let script = r#"( setsid sh -c 'trap "" TERM; : >"$ACK"; while :; do sleep 60; done' & )
-cat "$ACK"; printf '%06000d\nthe end\n' 0"#;
+    let script = r#"( setsid sh -c 'trap "" TERM; : >"$DIR/up"; while :; do sleep 60; done' & )
+cat "$DIR/up"; printf '%06000d\nthe end\n' 0"#;
     let turn = Turn::start_with(
         r#"{"tail":100,"grace_ms":200}"#,
         &["sh", "-c", script],
@@ -438,8 +529,7 @@ cat "$ACK"; printf '%06000d\nthe end\n' 0"#;
 fn a_fork_bomb_comes_to_a_verdict() {
     // Bounded by itself as well: a few thousand processes that fork while they are killed.
     let script = r#"
-bomb() { n=$1; [ "$n" -le 0 ] || { bomb $((n-1)) & bomb $((n-1)) & }; : ; sleep 600; }
-trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 600; }; b 9')" >/dev/null 2>&1 &
+trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 600; }; b 10')" >/dev/null 2>&1 &
 : >"$ACK"; exit 0"#;
     let turn = Turn::start(r#"{"grace_ms":500,"bound_ms":20000}"#, script);
     turn.ack();
@@ -448,6 +538,21 @@ trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($
     assert_eq!(over["death"]["Ok"], "no_children");
     assert!(over["result"]["killed"].as_array().expect("a list").len() <= 100);
     let _ = writeln!(std::io::stderr(), "fork bomb ended in {:?}", started.elapsed());
+}
+
+#[test]
+fn those_that_fork_for_ever_are_caught() {
+    // Four loops, each in a session of its own, that make daemons in sessions of their own.
+    let script = r#"
+for i in 1 2 3 4; do
+  setsid sh -c 'trap "" TERM; while :; do setsid sleep 600 & done' >/dev/null 2>&1 &
+done
+: >"$ACK"; exit 0"#;
+    let turn = Turn::start(r#"{"grace_ms":200,"bound_ms":20000}"#, script);
+    turn.ack();
+    let over = turn.over();
+    assert_eq!(over["death"]["Ok"], "no_children");
+    assert!(over["result"]["duration_ms"].as_u64().expect("a time") < 15_000);
 }
 
 #[test]

@@ -4,9 +4,7 @@
 //! The paths stand beside the sentence, not in it.
 
 use crate::coordinator::documents::RefusalDocument;
-use crate::git::judge::BaseWarning;
 use crate::git::refusal::{Operation, Refusal};
-use crate::tx::state::Warning;
 
 /// A refusal as a document.
 pub fn document(refusal: &Refusal) -> RefusalDocument {
@@ -133,24 +131,4 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
         ),
     };
     (message, (!hint.is_empty()).then(|| hint.to_owned()))
-}
-
-/// A warning about a base, for documents.
-pub fn warning(warning: &BaseWarning) -> Warning {
-    let (code, message) = match warning {
-        BaseWarning::DetachedHead => {
-            ("detached_head", "HEAD is on no branch: the commit will be on HEAD alone")
-        }
-        BaseWarning::NotSigned => {
-            ("not_signed", "commit.gpgSign is set, and the commit will not be signed")
-        }
-        BaseWarning::FileModeIgnored => {
-            ("file_mode_ignored", "core.fileMode is off: a changed executable bit is not committed")
-        }
-        BaseWarning::ReplaceRefs => {
-            ("replace_refs", "refs/replace has entries: worktx goes by the original objects")
-        }
-        BaseWarning::Shallow => ("shallow", "the history is cut off: this is a shallow clone"),
-    };
-    Warning { code: code.to_owned(), message: message.to_owned() }
 }

@@ -41,7 +41,11 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
     let replayed = if outcome.replayed { " (recorded before; nothing ran)" } else { "" };
     match outcome.outcome {
         OutcomeWord::Committed if outcome.reason.as_deref() == Some("nothing_to_commit") => {
-            line!(out, "worktx: {word}: nothing to commit{replayed} {}", style.faint(format!("({id}{attempt})")));
+            line!(
+                out,
+                "worktx: {word}: nothing to commit{replayed} {}",
+                style.faint(format!("({id}{attempt})"))
+            );
         }
         OutcomeWord::Committed => {
             let commit = outcome.commit.map_or_else(String::new, |c| c.short());
@@ -56,7 +60,12 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
             );
         }
         OutcomeWord::RolledBack => {
-            line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id}{attempt})")));
+            line!(
+                out,
+                "worktx: {word}: {} {}",
+                why(outcome),
+                style.faint(format!("({id}{attempt})"))
+            );
             if outcome.refs.discarded.is_empty() {
                 line!(out, "  the workspace is as it was before");
             } else {
@@ -66,12 +75,21 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
             }
         }
         OutcomeWord::Quarantined => {
-            line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id}{attempt})")));
+            line!(
+                out,
+                "worktx: {word}: {} {}",
+                why(outcome),
+                style.faint(format!("({id}{attempt})"))
+            );
             line!(out, "  nothing was touched; to see what is known and to settle it:");
             line!(out, "    worktx show {id}");
         }
         OutcomeWord::Unprotected => {
-            line!(out, "worktx: {word}: the command ran without a transaction {}", style.faint(format!("({id})")));
+            line!(
+                out,
+                "worktx: {word}: the command ran without a transaction {}",
+                style.faint(format!("({id})"))
+            );
         }
         OutcomeWord::Refused | OutcomeWord::Busy | OutcomeWord::Error => {
             line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id})")));
@@ -162,7 +180,9 @@ fn why(outcome: &Outcome) -> String {
         "unstable" => "files keep changing although the command is dead".to_owned(),
         "gate_unknown" => "the verdict is not known".to_owned(),
         "post_check_unstartable" => "the post-check could not be started".to_owned(),
-        "post_check_touched_git" => "the post-check changed HEAD, the branch or the index".to_owned(),
+        "post_check_touched_git" => {
+            "the post-check changed HEAD, the branch or the index".to_owned()
+        }
         "git_changed" => "the command changed the git directory".to_owned(),
         "workspace_damaged" => "the git directory is not what it was".to_owned(),
         "lock_lost" => "the workspace lock was lost".to_owned(),
@@ -214,7 +234,9 @@ fn attempts_table(style: Style, attempts: &[ListedAttempt]) -> String {
                 a.execution_id.to_string(),
                 a.attempt.to_string(),
                 state_word(style, a.state),
-                a.reason.clone().unwrap_or_else(|| if a.running { "running".into() } else { String::new() }),
+                a.reason
+                    .clone()
+                    .unwrap_or_else(|| if a.running { "running".into() } else { String::new() }),
                 a.started_at.clone(),
                 shorten(&neutral(&a.command), 60),
             ]
@@ -264,7 +286,13 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
         line!(out, "  candidate  {candidate}");
     }
     if let Some(c) = a.changes {
-        line!(out, "  changes    {} added, {} modified, {} deleted", c.added, c.modified, c.deleted);
+        line!(
+            out,
+            "  changes    {} added, {} modified, {} deleted",
+            c.added,
+            c.modified,
+            c.deleted
+        );
     }
     if let Some(turn) = &a.turn {
         let ended = match (turn.exit_code, turn.signal) {
@@ -274,7 +302,13 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
         };
         line!(out, "  turn       {ended} after {} ms", turn.duration_ms);
         for process in &turn.killed {
-            line!(out, "    ended    {} {} ({})", process.pid, neutral(&process.command), process.signal);
+            line!(
+                out,
+                "    ended    {} {} ({})",
+                process.pid,
+                neutral(&process.command),
+                process.signal
+            );
         }
     }
     if let Some(check) = &a.post_check {
@@ -301,7 +335,11 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
     for name in refs.chain(&a.refs.discarded).chain(&a.refs.rescue) {
         line!(out, "  kept in    {name}");
     }
-    paths(out, "changed by somebody else", &a.drift.iter().map(ToString::to_string).collect::<Vec<_>>());
+    paths(
+        out,
+        "changed by somebody else",
+        &a.drift.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    );
     for warning in &a.warnings {
         line!(out, "  {} {}", style.notice("warning:"), neutral(&warning.message));
     }
@@ -361,7 +399,11 @@ pub fn status(style: Style, d: &StatusDocument) -> String {
     line!(out, "profile    {}", d.profile);
     line!(out, "post-check {}", neutral(d.post_check.as_deref().unwrap_or("none")));
     if d.busy {
-        line!(out, "{}", style.notice("busy: a run, or a command that holds the workspace, is at work"));
+        line!(
+            out,
+            "{}",
+            style.notice("busy: a run, or a command that holds the workspace, is at work")
+        );
     } else if d.can_be_base {
         line!(out, "{}", style.good("ready: the next run would start"));
     } else {
@@ -369,7 +411,11 @@ pub fn status(style: Style, d: &StatusDocument) -> String {
     }
     for refusal in &d.refusals {
         line!(out, "  {}: {}", refusal.reason, neutral(&refusal.message));
-        paths(&mut out, "paths", &refusal.paths.iter().map(ToString::to_string).collect::<Vec<_>>());
+        paths(
+            &mut out,
+            "paths",
+            &refusal.paths.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        );
         if let Some(hint) = &refusal.hint {
             line!(out, "  Hint: {hint}");
         }
@@ -418,7 +464,10 @@ pub fn reconcile(style: Style, d: &ReconcileDocument) -> String {
     line!(
         out,
         "rolled forward {}, rolled back {}, quarantined {}, left {}",
-        d.rolled_forward, d.rolled_back, d.quarantined, d.left
+        d.rolled_forward,
+        d.rolled_back,
+        d.quarantined,
+        d.left
     );
     out
 }
@@ -427,7 +476,14 @@ pub fn reconcile(style: Style, d: &ReconcileDocument) -> String {
 pub fn resolve(style: Style, d: &ResolveDocument) -> String {
     let mut out = String::new();
     for a in &d.attempts {
-        line!(out, "{}/{}: {} → {}", a.execution_id, a.attempt, a.decision, state_word(style, a.state));
+        line!(
+            out,
+            "{}/{}: {} → {}",
+            a.execution_id,
+            a.attempt,
+            a.decision,
+            state_word(style, a.state)
+        );
         if let Some(detail) = &a.detail {
             line!(out, "  {}", neutral(detail));
         }

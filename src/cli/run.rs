@@ -1,12 +1,116 @@
-//! `worktx run`.
+//! `worktx run`: from flags to a request, from an outcome to words and an exit code.
 //!
 //! # Limitations
-//! Not built yet.
+//! With `--json` the document is the only thing on standard output; talk goes to standard error.
 
-use super::args::{Global, RunArgs};
+use std::time::Duration;
+
+use super::args::{Global, OnDirtyArg, RunArgs};
+use super::style::Style;
+use super::{error, output, render};
+use crate::config::{Flags, value};
+use crate::coordinator::begin::{self, RunRequest};
+use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
+use crate::coordinator::outcome::{Outcome, OutcomeWord};
+use crate::tx::cause::ErrorCode;
+use crate::tx::id::ExecutionId;
+use crate::tx::settings::OnDirty;
 
-/// Not built yet.
-pub(super) fn run(_: &Global, _: RunArgs) -> Result<u8, Failure> {
-    Err(Failure::Impossible { message: "not built yet".to_owned(), hint: None })
+/// Runs it; the exit code is that of the outcome.
+pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
+    let json = args.json;
+    let id = match &args.execution_id {
+        Some(id) => id.parse::<ExecutionId>().map_err(|e| Failure::Usage(e.to_string()))?,
+        None => ulid::Ulid::generate().to_string().parse().map_err(Failure::bug)?,
+    };
+    let root = global.workspace.clone().or_else(|| std::env::current_dir().ok());
+    let root = root.unwrap_or_default().display().to_string();
+    let style = Style::stderr(global.color);
+    match request(global, args, id.clone()).and_then(|request| begin::run(&request)) {
+        Ok(outcome) => {
+            if json {
+                output::json(&outcome)?;
+            }
+            output::say(&render::outcome(style, &outcome));
+            Ok(outcome.exit_code())
+        }
+        Err(failure) if json => {
+            output::say(&error::report(style, &failure));
+            output::json(&failed(&failure, id, &root))?;
+            Ok(error::reason(&failure).2)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The document of something that did not run.
+fn failed(failure: &Failure, id: ExecutionId, root: &str) -> Outcome {
+    let (reason, code, _) = error::reason(failure);
+    let word = match code {
+        ErrorCode::Refused => OutcomeWord::Refused,
+        ErrorCode::Busy => OutcomeWord::Busy,
+        _ => OutcomeWord::Error,
+    };
+    let mut outcome = Outcome::without_attempt(id, word, root);
+    outcome.reason = Some(reason.to_owned());
+    outcome.error_code = Some(code);
+    outcome.detail = Some(failure.to_string());
+    match failure {
+        Failure::Standing(status) => outcome.execution_status = Some(*status),
+        Failure::Refused { refusals, warnings } => {
+            outcome.paths = refusals.iter().flat_map(|r| r.paths().to_vec()).collect();
+            outcome.warnings.clone_from(warnings);
+        }
+        _ => {}
+    }
+    outcome
+}
+
+fn duration(flag: &'static str, text: Option<&str>) -> Result<Option<Duration>, Failure> {
+    text.map(|text| {
+        value::duration_ms(text)
+            .map(Duration::from_millis)
+            .map_err(|why| Failure::Usage(format!("{flag}: {why}")))
+    })
+    .transpose()
+}
+
+fn request(global: &Global, args: RunArgs, execution: ExecutionId) -> Result<RunRequest, Failure> {
+    if let Some(text) = &args.settle_by {
+        text.parse::<jiff::Timestamp>().map_err(|_| {
+            Failure::Usage(format!(
+                "--settle-by: {text:?} is no time; give one like 2026-01-31T12:00:00Z"
+            ))
+        })?;
+    }
+    let timeout = duration("--timeout", args.timeout.as_deref())?;
+    let wait = duration("--wait", args.wait.as_deref())?;
+    let check_timeout = duration("--post-check-timeout", args.post_check_timeout.as_deref())?;
+    let flags = Flags {
+        profile: global.profile.clone(),
+        post_check: args.post_check,
+        check: args.check,
+        no_post_check: args.no_post_check,
+        post_check_timeout_ms: check_timeout
+            .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        on_dirty: args.on_dirty.map(|what| match what {
+            OnDirtyArg::Refuse => OnDirty::Refuse,
+            OnDirtyArg::Run => OnDirty::Run,
+            OnDirtyArg::Capture => OnDirty::Capture,
+        }),
+        message: args.message,
+    };
+    let context = Context::find(Invocation::of_process(global.workspace.clone(), flags)?)?;
+    Ok(RunRequest {
+        context,
+        execution,
+        timeout,
+        settle_by: args.settle_by,
+        wait,
+        triggered_by: args.triggered_by,
+        claim_token: args.claim_token,
+        json: args.json,
+        command: args.command,
+    })
 }

@@ -8,13 +8,14 @@ use super::style::Style;
 use super::{context, exit, output, refusal, render};
 use crate::coordinator::error::Failure;
 use crate::coordinator::status;
+use crate::coordinator::words;
 
 /// Says how the workspace stands.
 pub(super) fn run(global: &Global, args: &ReaderArgs) -> Result<u8, Failure> {
     let standing = status::status(&context(global)?)?;
     let mut document = standing.document;
     document.refusals = standing.refusals.iter().map(refusal::document).collect();
-    document.warnings.extend(standing.warnings.iter().map(refusal::warning));
+    document.warnings.extend(standing.warnings.iter().map(words::warning));
     if args.json {
         output::json(&document)?;
     } else {

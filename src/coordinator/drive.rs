@@ -15,8 +15,8 @@ use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use super::view::SealView;
-use crate::git::manifest::Snapshot;
 use crate::gate::EmbeddedGate;
+use crate::git::manifest::Snapshot;
 use crate::journal::{Change, LedgerError};
 use crate::process::{Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
@@ -80,8 +80,21 @@ pub struct Live {
     pub turn: Option<crate::tx::writer::TurnResult>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
+    /// The verdict, where this process won it.
+    pub won: Option<crate::tx::verdict::Won>,
+    /// Whether promotion gives the index another meaning.
+    pub index_changes: Option<bool>,
+    /// git's locks, held across the gate.
+    pub held: Option<crate::git::locks::HeldLocks>,
     /// The environment that `run` was started with.
     pub environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+}
+
+impl Live {
+    /// Nothing but this process's environment: for who takes an attempt up.
+    pub fn with_environment() -> Self {
+        Self { environment: std::env::vars_os().collect(), ..Self::default() }
+    }
 }
 
 /// Drives one attempt.
@@ -176,8 +189,7 @@ impl Driver<'_> {
 
     /// The outcome document, where the record is at an end.
     pub fn outcome_value(&self, record: &AttemptRecord, status: Option<Status>) -> Option<Value> {
-        let document =
-            super::outcome::Outcome::of(super::query::facts(&self.key, &self.spec), record, status)?;
+        let document = super::outcome::Outcome::of(self.spec.facts(&self.key), record, status)?;
         serde_json::to_value(document).ok()
     }
 

@@ -7,10 +7,10 @@ use crate::config::ConfigError;
 use crate::gate::GateError;
 use crate::git::dir::DirError;
 use crate::git::gitconfig::{ConfigError as GitConfigError, NoIdentity};
-use crate::git::refusal::Refusal;
 use crate::git::lockfile::{Holder, LockError, MarkerError};
 use crate::git::manifest::ManifestError;
 use crate::git::refs::RefError;
+use crate::git::refusal::Refusal;
 use crate::git::root::RootError;
 use crate::git::store::StoreError;
 use crate::git::workspace::OpenError;
@@ -146,7 +146,6 @@ impl From<MarkerError> for Failure {
 
 impl Failure {
     /// Something that cannot be.
-    #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err by name")]
     pub fn bug(error: impl std::fmt::Display) -> Self {
         Self::Bug(error.to_string())
     }

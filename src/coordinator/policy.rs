@@ -21,7 +21,7 @@ const TOLD: usize = 100;
 
 /// What was found, by policy.
 #[derive(Debug)]
-pub struct Verdicts<'a> {
+pub(super) struct Verdicts<'a> {
     settings: &'a Settings,
     unignored: Vec<RepoPath>,
     too_large: Vec<RepoPath>,
@@ -33,7 +33,7 @@ pub struct Verdicts<'a> {
 
 impl<'a> Verdicts<'a> {
     /// Nothing yet.
-    pub const fn new(settings: &'a Settings) -> Self {
+    pub(super) const fn new(settings: &'a Settings) -> Self {
         Self {
             settings,
             unignored: Vec::new(),
@@ -46,14 +46,14 @@ impl<'a> Verdicts<'a> {
     }
 
     /// The base ignored it, and it would be committed.
-    pub fn unignored(&mut self, path: &RepoPath) {
+    pub(super) fn unignored(&mut self, path: &RepoPath) {
         if self.settings.on_unignored == OnUnignored::Reject && !self.unignored.contains(path) {
             push(&mut self.unignored, path);
         }
     }
 
     /// Something of this size would be committed; `created` counts it among what the turn made.
-    pub fn size(&mut self, path: &RepoPath, bytes: u64, created: bool) {
+    pub(super) fn size(&mut self, path: &RepoPath, bytes: u64, created: bool) {
         let limits = &self.settings.limits;
         if created {
             self.bytes = self.bytes.saturating_add(bytes);
@@ -68,14 +68,14 @@ impl<'a> Verdicts<'a> {
     }
 
     /// Git cannot store it.
-    pub fn unstorable(&mut self, path: &RepoPath, why: &str) {
+    pub(super) fn unstorable(&mut self, path: &RepoPath, why: &str) {
         if self.unstorable.len() < TOLD {
             self.unstorable.push(BlockedPath { path: path.clone(), why: why.to_owned() });
         }
     }
 
     /// Why the turn is rolled back, if it is.
-    pub fn cause(self) -> Option<Cause> {
+    pub(super) fn cause(self) -> Option<Cause> {
         if !self.unignored.is_empty() {
             return Some(Cause::Unignored { paths: self.unignored });
         }
@@ -97,7 +97,7 @@ fn push(list: &mut Vec<RepoPath>, path: &RepoPath) {
 
 /// Judges what the scan found. `index` has the paths of the turn's index, where it is another
 /// than at open.
-pub fn judge_changes(
+pub(super) fn judge_changes(
     changes: &[Change],
     index: Option<&BTreeSet<Vec<u8>>>,
     verdicts: &mut Verdicts<'_>,
@@ -132,7 +132,7 @@ pub fn judge_changes(
 }
 
 /// Judges which conversions the turn's attributes ask for.
-pub fn judge_attributes(
+pub(super) fn judge_attributes(
     changes: &[Change],
     attributes: &mut Attributes,
     verdicts: &mut Verdicts<'_>,
@@ -148,7 +148,7 @@ pub fn judge_attributes(
 }
 
 /// The attributes files from outside the tree, as captured at open.
-pub fn captured_attributes(git: &GitConfig) -> CapturedAttributes {
+pub(super) fn captured_attributes(git: &GitConfig) -> CapturedAttributes {
     CapturedAttributes {
         system: git.system_attributes.bytes.clone(),
         attributes_file: git.attributes.bytes.clone(),
@@ -158,10 +158,10 @@ pub fn captured_attributes(git: &GitConfig) -> CapturedAttributes {
 }
 
 /// `core.autocrlf`, as captured at open.
-pub const fn autocrlf(git: &GitConfig) -> AutoCrlf {
+pub(super) const fn autocrlf(git: &GitConfig) -> AutoCrlf {
     match git.autocrlf {
-        gitconfig::AutoCrlf::False => AutoCrlf::False,
-        gitconfig::AutoCrlf::True => AutoCrlf::True,
+        gitconfig::AutoCrlf::False => AutoCrlf::Off,
+        gitconfig::AutoCrlf::True => AutoCrlf::On,
         gitconfig::AutoCrlf::Input => AutoCrlf::Input,
     }
 }

@@ -99,7 +99,25 @@ impl Driver<'_> {
         adopted: bool,
     ) -> Result<(), Stop> {
         let tip = self.judge_moves()?;
+        self.seal_at(tip, turn, death, adopted)
+    }
+
+    /// As [`Driver::seal`], with the branch at `tip`: an operator vouches for it, or the reflog.
+    pub(super) fn seal_at(
+        &mut self,
+        tip: Option<Oid>,
+        turn: TurnResult,
+        death: ProvenDead,
+        adopted: bool,
+    ) -> Result<(), Stop> {
         self.put_back_programs()?;
+        if tip.is_some() {
+            // Git does not sync what it commits; a candidate on top must not outlive its parent.
+            self.session
+                .store
+                .sync()
+                .map_err(Failure::other("making the turn's own commits durable"))?;
+        }
         let sealed_head = tip.unwrap_or(self.spec.base);
         let turn_index = self.read_turn_index()?;
 
@@ -134,7 +152,8 @@ impl Driver<'_> {
         let mut verdicts = Verdicts::new(&self.spec.settings);
         policy::judge_changes(&scan.changes, turn_index.paths.as_ref(), &mut verdicts);
         self.judge_commits(&snapshot, &base_rules, sealed_head, &mut verdicts)?;
-        let forced = self.forced_paths(&snapshot, &turn_index, sealed_head, &scan, &mut verdicts)?;
+        let forced =
+            self.forced_paths(&snapshot, &turn_index, sealed_head, &scan, &mut verdicts)?;
 
         let attributes = Attributes::of_tree(
             &policy::captured_attributes(&self.spec.git),
@@ -155,7 +174,9 @@ impl Driver<'_> {
             turn_index.paths.as_ref().map(|paths| paths.contains(path.as_bytes()))
         };
         for change in scan.changes {
-            if change.before.is_none() && change.ignored_by_turn && in_index(&change.path) != Some(true)
+            if change.before.is_none()
+                && change.ignored_by_turn
+                && in_index(&change.path) != Some(true)
             {
                 // The turn ignores it: on disk it stays, and nobody's business it is from now on.
                 continue;
@@ -163,7 +184,7 @@ impl Driver<'_> {
             self.make(change, &in_index, &mut converter, &mut pack, &mut made)?;
         }
         for (path, entry) in forced {
-            self.force(path, entry, &mut converter, &mut pack, &mut made)?;
+            self.force(path, &entry, &mut converter, &mut pack, &mut made)?;
         }
         self.leave_out(&snapshot, &turn_index, &mut made)?;
 
@@ -178,16 +199,12 @@ impl Driver<'_> {
             let bytes = tree::commit_bytes(tree, &[sealed_head], &who, &who, &message);
             pack.add_commit(&bytes).map_err(|e| Stop::seal_blocked(&e))?
         };
-        let written: BTreeSet<Oid> = made
-            .edits
-            .values()
-            .flatten()
-            .map(|(_, id)| *id)
-            .filter(|id| pack.wrote(*id))
-            .collect();
+        let written: BTreeSet<Oid> =
+            made.edits.values().flatten().map(|(_, id)| *id).filter(|id| pack.wrote(*id)).collect();
         pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
         store.refresh();
-        let gaps = tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
+        let gaps =
+            tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
         if let Some(gap) = gaps.first() {
             return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
         }
@@ -201,31 +218,42 @@ impl Driver<'_> {
         for path in &made.left {
             self.record.warn(
                 "not_committed",
-                format!("{path} is nothing that git commits (a repository, a pipe, a mount); it stays"),
+                format!(
+                    "{path} is nothing that git commits (a repository, a pipe, a mount); it stays"
+                ),
             );
         }
         let file = SealFile { index_meaning: turn_index.meaning, entries: made.entries };
         file.write(&self.session.place.attempt(&self.key))?;
         self.live.sealed = Some(self.view_of(file)?);
 
-        let name = self.spec.prefix().candidate(&self.key);
-        self.record.pins.candidate = Some(Pin { name, id: candidate });
+        self.pin_candidate(candidate)?;
         let detail = json!({
             "candidate": candidate, "tree": tree, "head": sealed_head, "changes": made.counts,
             "death": death.how(), "exit_code": turn.exit_code,
         });
-        let seal = Seal {
-            candidate,
-            tree,
-            sealed_head,
-            changes: made.counts,
-            turn,
-            death,
-            adopted,
-        };
+        let seal =
+            Seal { candidate, tree, sealed_head, changes: made.counts, turn, death, adopted };
         let event = if adopted { TxEvent::Adopted(seal) } else { TxEvent::Sealed(seal) };
         self.apply(event, &detail)?;
         fault::point(Point::SealRecorded);
+        Ok(())
+    }
+
+    /// Names the candidate's pin in the record. An earlier candidate of the same attempt (adopted
+    /// again) is kept under a rescue pin.
+    fn pin_candidate(&mut self, candidate: Oid) -> Result<(), Stop> {
+        let name = self.spec.prefix().candidate(&self.key);
+        let before = self.record.pins.candidate.take().filter(|pin| pin.id != candidate);
+        if let Some(before) = before {
+            self.record_pin(super::rescue::PinKind::Rescue, before.id)?;
+            let pin = Pin { name: name.clone(), id: candidate };
+            self.session
+                .refs
+                .put_back(&self.spec.settings.ref_prefix, &pin)
+                .map_err(|e| Stop::seal_blocked(&e))?;
+        }
+        self.record.pins.candidate = Some(Pin { name, id: candidate });
         Ok(())
     }
 
@@ -336,7 +364,9 @@ impl Driver<'_> {
                 Some(entry) if entry.kind.is_storable() => forced.push((path, entry)),
                 Some(_) => {}
                 None => {
-                    let Some(found) = self.session.root.stat(&path).ok().flatten() else { continue };
+                    let Some(found) = self.session.root.stat(&path).ok().flatten() else {
+                        continue;
+                    };
                     if !found.kind.is_storable() {
                         continue;
                     }
@@ -379,8 +409,8 @@ impl Driver<'_> {
             if found.kind != Kind::Directory && before.is_none() {
                 made.left.push(path.clone());
             }
-            let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
-                .map_err(view::scan_stop)?;
+            let raw =
+                scan::raw_id(&self.session.root, &path, &found, |_| {}).map_err(view::scan_stop)?;
             made.entries.push((path, Some(view::entry(&found, &raw))));
             return Ok(());
         }
@@ -392,12 +422,13 @@ impl Driver<'_> {
         let (raw, held) = if wanted {
             self.keep(&path, &found, before.as_ref(), mode, converter, pack)?
         } else {
-            let raw = scan::raw_id(&self.session.root, &path, &found, |_| {})
-                .map_err(view::scan_stop)?;
+            let raw =
+                scan::raw_id(&self.session.root, &path, &found, |_| {}).map_err(view::scan_stop)?;
             (raw, None)
         };
         let mut entry = view::entry(&found, &raw);
-        let same_bytes = before.as_ref().is_some_and(|b| b.kind == entry.kind && b.raw == entry.raw);
+        let same_bytes =
+            before.as_ref().is_some_and(|b| b.kind == entry.kind && b.raw == entry.raw);
         match (tracked, held) {
             (Some(was), _) if same_bytes && !leaves => {
                 entry.tracked = Some(Tracked { blob: was.blob, mode });
@@ -441,7 +472,7 @@ impl Driver<'_> {
     fn force(
         &self,
         path: RepoPath,
-        entry: Entry,
+        entry: &Entry,
         converter: &mut Conversions,
         pack: &mut PackWriter<'_>,
         made: &mut Made,
@@ -510,8 +541,7 @@ impl Driver<'_> {
             let raw = scan::raw_id(root, path, found, |_| {}).map_err(view::scan_stop)?;
             if !pack.contains(raw.oid) {
                 let file = root.open_file(path).map_err(|_| unstable(path))?;
-                let id =
-                    pack.add_blob(found.stat.size, file).map_err(|e| pack_stop(path, &e))?;
+                let id = pack.add_blob(found.stat.size, file).map_err(|e| pack_stop(path, &e))?;
                 if id != raw.oid {
                     return Err(unstable(path));
                 }

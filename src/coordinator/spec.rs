@@ -73,6 +73,16 @@ impl AttemptSpec {
         command_line(&self.command)
     }
 
+    /// What an outcome document says of it beside its state.
+    pub fn facts(&self, key: &AttemptKey) -> super::outcome::Facts {
+        super::outcome::Facts {
+            key: key.clone(),
+            workspace: self.workspace.root().display().to_string(),
+            branch: self.branch_name().to_owned(),
+            base: self.base,
+        }
+    }
+
     /// The subject and body of the commit.
     pub fn message(&self, key: &AttemptKey) -> String {
         let subject = self.settings.message.clone().unwrap_or_else(|| {

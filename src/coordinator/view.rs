@@ -145,8 +145,8 @@ pub fn settle(
         let now = match &change.after {
             None => None,
             Some(found) => {
-                let raw = scan::raw_id(&session.root, &change.path, found, |_| {})
-                    .map_err(scan_stop)?;
+                let raw =
+                    scan::raw_id(&session.root, &change.path, found, |_| {}).map_err(scan_stop)?;
                 Some(entry(found, &raw))
             }
         };
@@ -165,13 +165,12 @@ pub fn settle(
 impl Driver<'_> {
     /// The manifest as it was at open.
     pub(super) fn snapshot(&mut self) -> Result<Snapshot, Stop> {
-        match &self.live.snapshot {
-            Some(snapshot) => Ok(snapshot.clone()),
-            None => {
-                let snapshot = self.session.manifest.load()?;
-                self.live.snapshot = Some(snapshot.clone());
-                Ok(snapshot)
-            }
+        if let Some(snapshot) = &self.live.snapshot {
+            Ok(snapshot.clone())
+        } else {
+            let snapshot = self.session.manifest.load()?;
+            self.live.snapshot = Some(snapshot.clone());
+            Ok(snapshot)
         }
     }
 
@@ -197,14 +196,9 @@ impl Driver<'_> {
         let Some(view) = &self.live.sealed else {
             return Err(Failure::bug("a seal without a view").into());
         };
-        let scan = look(
-            self.session,
-            &self.spec,
-            &view.snapshot,
-            &view.rules,
-            scan::NewDirectories::Walk,
-        )
-        .map_err(scan_stop)?;
+        let scan =
+            look(self.session, &self.spec, &view.snapshot, &view.rules, scan::NewDirectories::Walk)
+                .map_err(scan_stop)?;
         if let Some(path) = scan.unreadable.into_iter().next() {
             return Err(Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path] }));
         }

@@ -15,7 +15,7 @@ use rusqlite::{
 use super::{Gate, GateError};
 use crate::base::clock;
 use crate::tx::id::{AttemptNo, ExecutionId};
-use crate::tx::verdict::{Claim, Row, Terminal, TerminalStatus, Verdict, Won};
+use crate::tx::verdict::{Claim, Row, Status, Terminal, TerminalStatus, Verdict, Won};
 
 /// The compare-and-set: `tx::verdict::judge` as one statement. A comparison with NULL is not true,
 /// so that a missing token, attempt or claim loses.
@@ -91,6 +91,22 @@ impl<'a> EmbeddedGate<'a> {
             }
             Answer { won: false, row } => Verdict::Lost(row),
         })
+    }
+
+    /// The win that stands in the row already, if it names this attempt and candidate: for who
+    /// takes up a won attempt after a crash. Nothing is asked.
+    ///
+    /// # Errors
+    /// [`GateError`] where the row cannot be read.
+    pub fn standing_win(
+        &mut self,
+        execution: &ExecutionId,
+        claim: Claim,
+    ) -> Result<Option<Won>, GateError> {
+        Ok(self
+            .row(execution)?
+            .filter(|row| row.status == Status::Success && row.success == Some(claim))
+            .map(Won::by))
     }
 }
 

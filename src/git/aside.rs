@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use sha1::{Digest as _, Sha1};
 
 use super::beneath::{self, Beneath, BlobHasher};
+use crate::base::fault::{self, Point};
 use crate::tx::entry::{Entry, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -112,6 +113,7 @@ impl Aside {
         let name = self.name_for(path);
         let half = format!("new-{}", self.next);
         let made = self.make_half(&half, base, bytes).and_then(|()| {
+            fault::point(Point::FileRestored);
             fs::renameat(&self.dir, &*half, &self.dir, &*name).map_err(MakeError::from)
         });
         if made.is_err() {

@@ -23,6 +23,7 @@ use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
 use super::dir::{Dir, DirError};
+use super::index_form::{cut, offset, put_offset, stat_words, word};
 use super::locks::{self, Guarded, LockError, Target};
 use super::store::{Held, Store, StoreError};
 use crate::tx::entry::{GIT_TREE, Stat};
@@ -61,6 +62,12 @@ pub enum IndexError {
     Sparse,
 }
 
+impl From<&'static str> for IndexError {
+    fn from(why: &'static str) -> Self {
+        Self::Malformed(why)
+    }
+}
+
 /// What a user or a turn may have said about a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
@@ -89,6 +96,9 @@ pub struct IndexEntry<'a> {
 
 impl IndexEntry<'_> {
     /// The path as the rest of worktx has it.
+    ///
+    /// # Panics
+    /// Never: every path was checked when the index was read.
     pub fn repo_path(&self) -> RepoPath {
         RepoPath::new(self.path.to_owned()).expect("checked when the index was read")
     }
@@ -438,6 +448,9 @@ impl Index {
     }
 
     /// The file, without extensions.
+    ///
+    /// # Panics
+    /// With 2^32 entries.
     pub fn to_bytes(&self) -> Vec<u8> {
         let extended = self.entries.iter().any(|raw| raw.extended != 0);
         let version = if extended { self.version.max(3) } else { self.version };
@@ -521,62 +534,6 @@ impl Raw {
     }
 }
 
-/// `stat` as git keeps it: 32 bits of each. The device is left out, which git does not compare
-/// unless built to (`USE_STDEV`); the mode is put in by the caller.
-fn stat_words(stat: &Stat) -> [u32; 10] {
-    let low = |value: u64| u32::try_from(value & 0xffff_ffff).expect("32 bits");
-    let time = |ns: i64| {
-        let seconds = ns.div_euclid(1_000_000_000);
-        let nanos = ns.rem_euclid(1_000_000_000);
-        (low(seconds.cast_unsigned()), low(nanos.cast_unsigned()))
-    };
-    let (ctime, mtime) = (time(stat.ctime_ns), time(stat.mtime_ns));
-    // A size that would look like "not known" is told apart, as in git (`munge_st_size`).
-    let size = match low(stat.size) {
-        0 if stat.size > 0 => 1 << 31,
-        size => size,
-    };
-    [ctime.0, ctime.1, mtime.0, mtime.1, 0, low(stat.inode), 0, stat.uid, stat.gid, size]
-}
-
-fn cut<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8], IndexError> {
-    let (taken, left) = rest.split_at_checked(count).ok_or(IndexError::Malformed("cut off"))?;
-    *rest = left;
-    Ok(taken)
-}
-
-fn word(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes(bytes.try_into().expect("four bytes"))
-}
-
-/// The number form of version 4: seven bits each, high ones first, each but the last plus one.
-fn offset(rest: &mut &[u8]) -> Result<usize, IndexError> {
-    let mut value = 0usize;
-    loop {
-        let byte = cut(rest, 1)?[0];
-        value = value << 7 | usize::from(byte & 0x7f);
-        if byte & 0x80 == 0 {
-            return Ok(value);
-        }
-        value += 1;
-        if value > 1 << 40 {
-            return Err(IndexError::Malformed("a number that is too large"));
-        }
-    }
-}
-
-fn put_offset(out: &mut Vec<u8>, mut value: usize) {
-    let low = |value: usize| u8::try_from(value & 0x7f).expect("seven bits");
-    let mut bytes = vec![low(value)];
-    value >>= 7;
-    while value > 0 {
-        value -= 1;
-        bytes.push(0x80 | low(value));
-        value >>= 7;
-    }
-    out.extend(bytes.iter().rev());
-}
-
 /// Puts a saved index file back, durable, by git's protocol: under `index.lock`, by rename.
 /// `None`: there was none, so it is removed. May be called again after a crash.
 pub fn restore(target: &Target, saved: Option<&[u8]>, bound: Duration) -> Result<(), IndexError> {
@@ -587,15 +544,11 @@ pub fn restore(target: &Target, saved: Option<&[u8]>, bound: Duration) -> Result
 }
 
 fn put_back(target: &Target, saved: Option<&[u8]>) -> Result<(), DirError> {
-    match saved {
-        Some(bytes) => {
-            target.write_pending(Guarded::Index, bytes)?;
-            target.put_in_place(Guarded::Index).map(|_| ())
-        }
-        None => {
-            let place = target.place(Guarded::Index)?;
-            place.dir.unlink(&place.name)?;
-            place.dir.sync()
-        }
+    if let Some(bytes) = saved {
+        target.write_pending(Guarded::Index, bytes)?;
+        return target.put_in_place(Guarded::Index).map(|_| ());
     }
+    let place = target.place(Guarded::Index)?;
+    place.dir.unlink(&place.name)?;
+    place.dir.sync()
 }

@@ -182,6 +182,10 @@ pub fn take_index(target: &Target, bound: Duration) -> Result<HeldLocks, LockErr
 
 fn take_some(target: &Target, which: &[Guarded], bound: Duration) -> Result<HeldLocks, LockError> {
     let prep = target.prep()?;
+    // The folder may have been made just before a crash: without it our locks are nobody's.
+    if let Some(parent) = target.prep_dir.parent() {
+        Dir::open(parent)?.sync()?;
+    }
     let until = Instant::now() + bound;
     let mut made: Vec<Guarded> = Vec::new();
     for what in which {
@@ -295,7 +299,7 @@ pub fn release_own(target: &Target) -> Result<Vec<PathBuf>, DirError> {
     if release_one(&prep, &packed)? {
         removed.push(packed.lock_path());
     }
-    forget(target)?;
+    remove_prepared(&prep)?;
     Ok(removed)
 }
 
@@ -307,12 +311,14 @@ pub fn is_own_lock(target: &Target, what: Guarded) -> Result<bool, DirError> {
     is_own(&target.prep()?, &target.place(what)?)
 }
 
-/// Removes the pending files, then the prepared one. Only when no lock is held any more.
+/// Removes the pending files, then the prepared one, when the ledger says that nothing is needed
+/// any more. A lock that is still held is released before: without the prepared file it would be
+/// nobody's.
 pub fn forget(target: &Target) -> Result<(), DirError> {
-    if !target.prep_dir.is_dir() {
-        return Ok(());
-    }
-    let prep = target.prep()?;
+    release_own(target).map(|_| ())
+}
+
+fn remove_prepared(prep: &Dir) -> Result<(), DirError> {
     for what in [Guarded::Head, Guarded::Branch, Guarded::Index] {
         prep.unlink(what.pending())?;
         prep.unlink(&[what.pending(), b".new"].concat())?;

@@ -342,7 +342,7 @@ impl Snapshot {
     /// The same as it is in the file after a change there.
     #[must_use]
     pub fn described_by(self, meta: Meta, ignored_rules: IgnoredRules) -> Self {
-        Self { meta, ignored_rules, ..self }
+        Self { ignored_rules, meta, ..self }
     }
 
     /// The same change as [`Manifest::apply`] makes, in memory only; the generation stays.

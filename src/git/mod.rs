@@ -22,8 +22,10 @@ pub mod convert;
 pub mod dir;
 pub mod gitconfig;
 pub mod glance;
+pub mod guarded;
 mod hexbytes;
 pub mod index;
+pub mod index_form;
 pub mod judge;
 pub mod listing;
 pub mod lockfile;
@@ -36,7 +38,9 @@ mod packed;
 pub mod patch;
 pub mod pin;
 pub mod pool;
+pub mod programkeys;
 pub mod promote;
+pub mod putback;
 pub mod reflog;
 pub mod refs;
 pub mod refusal;
@@ -45,9 +49,13 @@ pub mod root;
 pub mod row;
 pub mod rules;
 pub mod scan;
+#[cfg(test)]
+mod scan_tests;
 pub mod smallfile;
 pub mod spill;
 pub mod store;
+#[cfg(test)]
+mod store_tests;
 #[cfg(test)]
 pub(crate) mod testkit;
 pub mod tree;

@@ -24,6 +24,9 @@ use libgit2_sys as raw;
 
 use crate::tx::id::Oid;
 
+/// How much of a pack is mapped at once, in bytes; four such at most.
+const PACK_WINDOW: usize = 16 << 20;
+
 /// What kind of object it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectKind {
@@ -248,10 +251,14 @@ pub fn set_up_library() {
         raw::init();
         git2::opts::strict_hash_verification(true);
         git2::opts::strict_object_creation(true);
+        // Objects are read once; a cache would hold a quarter of a gigabyte.
+        git2::opts::enable_caching(false);
         // SAFETY: inside `Once`, after the library is initialised; the options take the argument
         // types given here (`int`; `int` and a C string).
         unsafe {
-            raw::git_libgit2_opts(raw::GIT_OPT_ENABLE_FSYNC_GITDIR as std::ffi::c_int, 1);
+            raw::git_libgit2_opts(raw::GIT_OPT_ENABLE_FSYNC_GITDIR.cast_signed(), 1);
+            let _ = git2::opts::set_mwindow_size(PACK_WINDOW);
+            let _ = git2::opts::set_mwindow_mapped_limit(4 * PACK_WINDOW);
             for level in [
                 git2::ConfigLevel::System,
                 git2::ConfigLevel::Global,

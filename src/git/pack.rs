@@ -3,7 +3,8 @@
 //! Order: objects into a temporary file; its head and checksum; sync; the index beside it; sync;
 //! pack renamed, index renamed; the folder synced. Only then [`PackWriter::finish`] says so, after
 //! every object was found again. git looks for `.idx` files, so that a pack without one is not
-//! there yet; temporary names start with `tmp_`, which git ignores and `git gc` clears.
+//! there yet. Temporary names start with `tmp_`, which `git gc` clears, and do not end in `.idx`
+//! or `.pack`: git uses any pair of these, whatever it is called.
 //!
 //! Own code, and not `git2::Indexer`: that one wants the number of objects before the first one,
 //! and writes through a memory map, so that a full disk is a SIGBUS instead of an error
@@ -11,7 +12,8 @@
 //!
 //! # Limitations
 //! No deltas: `git gc` makes them. An error leaves nothing behind but what a crash leaves: files
-//! named `tmp_worktx_*`, removed by the next writer. At most 2^32 - 1 objects.
+//! named `tmp_worktx_*`, removed by the next writer. A kill between the two renames may leave a
+//! pack without an index, which nobody reads. At most 2^32 - 1 objects.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -266,10 +268,21 @@ impl<'a> PackWriter<'a> {
         if self.broken {
             return Err(PackError::GivenUp);
         }
-        let Some((pack_path, writer)) = self.file.take() else { return Ok(()) };
-        if self.written.is_empty() {
-            return remove(&pack_path);
+        if self.written.is_empty()
+            && let Some((path, _)) = self.file.take()
+        {
+            // Begun, and everything was there already.
+            std::fs::remove_file(&path).map_err(|e| io_error("remove", &path, e))?;
         }
+        let Some((pack_path, writer)) = self.file.take() else {
+            // What was found in packs may be of a run that died before this sync.
+            return match durable::sync_dir(&self.folder) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    Err(io_error("sync", &self.folder, e))
+                }
+                _ => Ok(()),
+            };
+        };
         let result = self.publish(&pack_path, writer);
         if result.is_err() {
             let _ = std::fs::remove_file(&pack_path);
@@ -332,7 +345,7 @@ impl<'a> PackWriter<'a> {
         }
         let pid = std::process::id();
         for n in 0u32.. {
-            let path = self.folder.join(format!("{TEMPORARY}{pid}_{n}.{ending}"));
+            let path = self.folder.join(format!("{TEMPORARY}{pid}_{n}_{ending}"));
             let file =
                 OpenOptions::new().read(true).write(true).create_new(true).mode(0o444).open(&path);
             match file {
@@ -374,18 +387,15 @@ fn remove_leftovers(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let own = entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes());
-        if own && entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            if let Ok(file) = File::open(entry.path()) {
-                if file.try_lock().is_ok() {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-            }
+        if own
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            // Under the lock: who has just made it and waits for the lock finds it gone.
+            let _ = std::fs::remove_file(entry.path());
         }
     }
-}
-
-fn remove(path: &Path) -> Result<(), PackError> {
-    std::fs::remove_file(path).map_err(|e| io_error("remove", path, e))
 }
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> PackError {

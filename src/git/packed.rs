@@ -33,11 +33,12 @@ impl PackedIds {
         let Ok(entries) = std::fs::read_dir(objects.join("pack")) else { return all };
         for path in entries.flatten().map(|entry| entry.path()) {
             let is_index = path.extension().is_some_and(|e| e == "idx");
-            if is_index && path.with_extension("pack").is_file() {
-                if let Ok(Some(table)) = read_table(&path, room) {
-                    room -= table.len();
-                    all.tables.push(table);
-                }
+            if is_index
+                && path.with_extension("pack").is_file()
+                && let Ok(Some(table)) = read_table(&path, room)
+            {
+                room -= table.len();
+                all.tables.push(table);
             }
         }
         all

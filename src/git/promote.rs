@@ -37,13 +37,14 @@ pub enum PromoteError {
     /// The index.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// A lock was removed by force.
+    /// A lock was removed by force: take them again, then promote again.
     #[error("the lock {} is not held any more", .0.display())]
     LockLost(std::path::PathBuf),
     /// Something stands otherwise than the seal and the candidate have it.
     #[error("{0}")]
     Moved(Difference),
-    /// What is to be put in place was never written.
+    /// What is to be put in place was never written, or was forgotten: [`prepare`], then promote
+    /// again.
     #[error("nothing is prepared to be put in place of {0:?}")]
     NotPrepared(Guarded),
 }
@@ -74,6 +75,9 @@ pub struct Move<'a> {
     pub to: Oid,
     /// What the index meant at the seal.
     pub index_before: Meaning,
+    /// Whether the index gets another meaning: then one that still means what it did, with nothing
+    /// prepared, is [`PromoteError::NotPrepared`] and not taken for done.
+    pub index_changes: bool,
     /// Who is named in the reflog.
     pub who: &'a Signature,
     /// The reflog's message, one line.
@@ -178,6 +182,9 @@ fn move_branch(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
 
 fn move_index(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
     let Some(pending) = target.pending(Guarded::Index)? else {
+        if plan.index_changes && index_meaning(target)? == plan.index_before {
+            return Err(PromoteError::NotPrepared(Guarded::Index));
+        }
         // In place already, or none was needed.
         let place = target.place(Guarded::Index)?;
         return Ok(place.dir.sync()?);

@@ -206,10 +206,10 @@ impl Refs {
         let log = self.common.read(b"logs/refs/stash")?.unwrap_or_default();
         let id = |line: &[u8]| line.get(41..81)?.to_str().ok()?.parse::<Oid>().ok();
         let mut entries: Vec<Oid> = log.lines().filter_map(id).filter(|id| !id.is_zero()).collect();
-        if let Ok(Some(top)) = self.get(&RefName("refs/stash".to_owned())) {
-            if !entries.contains(&top) {
-                entries.push(top);
-            }
+        if let Ok(Some(top)) = self.get(&RefName("refs/stash".to_owned()))
+            && !entries.contains(&top)
+        {
+            entries.push(top);
         }
         Ok(entries)
     }
@@ -268,7 +268,14 @@ impl Refs {
             let blocked = error.is(Errno::ISDIR);
             return Err(if blocked { conflict("a folder in its place") } else { error.into() });
         }
-        Ok(dir.sync()?)
+        dir.sync()?;
+        // A folder on the way may have been made just before a crash.
+        for (at, _) in name.0.match_indices('/') {
+            if let Some(folder) = self.common.dir(&name.0.as_bytes()[..at])? {
+                folder.sync()?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the ref of a pin, loose and packed, for good, and the folders of the prefix that

@@ -36,6 +36,14 @@ pub enum StoreError {
     /// It is missing or damaged.
     #[error(transparent)]
     Odb(#[from] OdbError),
+    /// libgit2 cannot open it.
+    #[error("cannot open the repository {}: {why}", path.display())]
+    Repository {
+        /// The common directory.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// It is another kind of object.
     #[error("object {id} is a {found:?}, not a {wanted:?}")]
     Kind {
@@ -142,6 +150,14 @@ impl Store {
         &self.objects
     }
 
+    /// Makes everything durable that anybody has written into the object folder (`syncfs`), for
+    /// objects that git wrote for a turn: git does not sync loose ones. Before a ref or the ledger
+    /// names them.
+    pub fn sync(&self) -> std::io::Result<()> {
+        let folder = std::fs::File::open(&self.objects)?;
+        Ok(rustix::fs::syncfs(&folder)?)
+    }
+
     /// Looks for objects that came since the store was opened.
     pub fn refresh(&self) {
         self.odb.refresh();
@@ -230,9 +246,6 @@ impl Store {
             if a == b {
                 continue;
             }
-            if depth > MAX_DEPTH {
-                return Err(StoreError::TooDeep { path: dir.expect("deep is not the root") });
-            }
             let list = |id: Option<Oid>| id.map_or_else(|| Ok(Vec::new()), |id| self.tree(id));
             let before = list(a)?;
             let mut after: HashMap<BString, Held> =
@@ -255,6 +268,9 @@ impl Store {
                     changes.push((path.clone(), old, new));
                 }
                 if old_tree.is_some() || new_tree.is_some() {
+                    if depth == MAX_DEPTH {
+                        return Err(StoreError::TooDeep { path });
+                    }
                     work.push((Some(path), depth + 1, old_tree, new_tree));
                 }
             }
@@ -365,9 +381,9 @@ pub struct TreeWalk<'a> {
 }
 
 impl TreeWalk<'_> {
-    fn fail(&mut self, error: StoreError) -> Option<Result<(RepoPath, u32, Oid), StoreError>> {
+    fn fail(&mut self, error: StoreError) -> Result<(RepoPath, u32, Oid), StoreError> {
         self.stack.clear();
-        Some(Err(error))
+        Err(error)
     }
 }
 
@@ -378,7 +394,7 @@ impl Iterator for TreeWalk<'_> {
         if let Some(root) = self.root.take() {
             match self.store.tree(root) {
                 Ok(entries) => self.stack.push((None, entries.into_iter())),
-                Err(error) => return self.fail(error),
+                Err(error) => return Some(self.fail(error)),
             }
         }
         loop {
@@ -392,11 +408,11 @@ impl Iterator for TreeWalk<'_> {
                 return Some(Ok((path, entry.mode, entry.id)));
             }
             if self.stack.len() > MAX_DEPTH {
-                return self.fail(StoreError::TooDeep { path });
+                return Some(self.fail(StoreError::TooDeep { path }));
             }
             match self.store.tree(entry.id) {
                 Ok(entries) => self.stack.push((Some(path), entries.into_iter())),
-                Err(error) => return self.fail(error),
+                Err(error) => return Some(self.fail(error)),
             }
         }
     }
@@ -507,4 +523,15 @@ pub fn read_alternates(common_dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
         }
     }
     Ok(found)
+}
+
+/// libgit2's own view of the repository, for reading objects and comparing trees.
+///
+/// By the recorded common directory, opened bare: it discovers nothing and knows no work tree.
+pub fn open_repository(common_dir: &Path) -> Result<git2::Repository, StoreError> {
+    super::odb::set_up_library();
+    git2::Repository::open_bare(common_dir).map_err(|error| StoreError::Repository {
+        path: common_dir.to_owned(),
+        why: error.message().to_owned(),
+    })
 }

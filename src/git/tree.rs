@@ -45,17 +45,19 @@ pub fn edit(
     }
     let edits: Vec<Edit<'_>> = edits.iter().map(|(path, held)| (path.as_bytes(), *held)).collect();
     // An explicit stack: a tree may be deeper than a thread's stack is.
-    let mut stack = vec![Folder::open(store, Some(base), &edits, 0)?];
+    let mut folder = Folder::open(store, Some(base), &edits, 0)?;
+    let mut above = Vec::new();
     loop {
-        let folder = stack.last_mut().expect("the root is taken off last");
         if let Some((subtree, deeper, skip)) = folder.next_folder() {
-            stack.push(Folder::open(store, subtree, deeper, skip)?);
+            above.push(std::mem::replace(&mut folder, Folder::open(store, subtree, deeper, skip)?));
             continue;
         }
-        let done = stack.pop().expect("looked at above");
-        let tree = done.write(pack)?;
-        match stack.last_mut() {
-            Some(parent) => parent.close(tree),
+        let tree = folder.write(pack)?;
+        match above.pop() {
+            Some(parent) => {
+                folder = parent;
+                folder.close(tree);
+            }
             None => return tree.map_or_else(|| Ok(pack.add_tree(b"")?), Ok),
         }
     }
@@ -219,11 +221,10 @@ pub fn commit_bytes(
     committer: &Signature,
     message: &str,
 ) -> Vec<u8> {
-    let mut text = format!("tree {tree}\n");
-    for parent in parents {
-        text.push_str(&format!("parent {parent}\n"));
-    }
-    text.push_str(&format!("author {}\ncommitter {}\n\n", author.line(), committer.line()));
+    let parents =
+        parents.iter().fold(String::new(), |text, id| text + "parent " + &id.to_string() + "\n");
+    let (author, committer) = (author.line(), committer.line());
+    let mut text = format!("tree {tree}\n{parents}author {author}\ncommitter {committer}\n\n");
     text.extend(message.chars().filter(|c| *c != '\0'));
     if !text.ends_with('\n') {
         text.push('\n');
@@ -288,8 +289,7 @@ fn walk(
             continue;
         }
         let entries = match store.tree(tree) {
-            Ok(entries) if depth <= MAX_DEPTH => entries,
-            Ok(_) => return Err(StoreError::TooDeep { path: dir.expect("deep is not the root") }),
+            Ok(entries) => entries,
             Err(error) => {
                 gaps.push(gap(tree, dir, error)?);
                 continue;
@@ -306,6 +306,9 @@ fn walk(
             }
             let path = RepoPath::join(dir.as_ref(), &name);
             if mode == GIT_TREE {
+                if depth == MAX_DEPTH {
+                    return Err(StoreError::TooDeep { path });
+                }
                 let before = before.filter(|held| held.0 == GIT_TREE).map(|held| held.1);
                 work.push((Some(path), depth + 1, id, before));
             } else if seen.insert(id) {
@@ -338,7 +341,8 @@ fn gap(asked: Oid, path: Option<RepoPath>, error: StoreError) -> Result<Gap, Sto
         | StoreError::Malformed { id, .. } => *id,
         StoreError::Odb(OdbError::Folder { .. })
         | StoreError::TooDeep { .. }
-        | StoreError::Alternates { .. } => return Err(error),
+        | StoreError::Alternates { .. }
+        | StoreError::Repository { .. } => return Err(error),
     };
     let path = path.filter(|_| id == asked);
     Ok(Gap { id, path, why: error.to_string() })

@@ -118,8 +118,7 @@ pub fn stop(
     let mut find = |table: &Table| find_all(table, record, record_dir, &mut known);
     let mut asked: HashSet<ProcessId> = HashSet::new();
     let until = Instant::now() + grace;
-    loop {
-        let Ok(table) = Table::read() else { break };
+    while let Ok(table) = Table::read() {
         let left = find(&table);
         // A supervisor that did not leave by itself is not asked to leave first: it reaps.
         let turn: Vec<&Process> = left.iter().filter(|p| p.id != record.supervisor).collect();
@@ -189,7 +188,7 @@ fn proof_on_disk(record: &WriterRecord, record_dir: &Path) -> Option<DeathProof>
     let same = proof.supervisor == record.supervisor
         && proof.leader == record.leader
         && proof.boot_id == record.host.boot_id;
-    proof.proof.filter(|_| same)
+    proof.how.filter(|_| same)
 }
 
 fn look(record: &WriterRecord, record_dir: &Path) -> Result<Found, String> {

@@ -60,7 +60,7 @@ pub(super) struct Proof {
     pub(super) leader: ProcessId,
     pub(super) boot_id: String,
     /// How; `None` where there is no proof.
-    pub(super) proof: Option<DeathProof>,
+    pub(super) how: Option<DeathProof>,
     /// Who was left, where there is none.
     pub(super) unproven: Option<String>,
     pub(super) exit_code: Option<i32>,

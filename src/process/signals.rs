@@ -39,6 +39,9 @@ static WAKE_FD: OnceLock<OwnedFd> = OnceLock::new();
 #[must_use]
 pub struct Signals(());
 
+// The counters are of the process; the methods ask for the value that shows that the handlers
+// are in place.
+#[allow(clippy::unused_self)]
 impl Signals {
     /// Installs the handlers; a second call changes nothing.
     pub fn install() -> io::Result<Self> {
@@ -194,8 +197,8 @@ pub(super) fn without_ttou<T>(act: impl FnOnce() -> T) -> T {
 
 /// Blocks every signal that can be blocked and gives a handle that becomes readable at SIGCHLD.
 ///
-/// For the supervisor, which is single-threaded. What it spawns starts with an empty mask: the
-/// standard library sees to it, for `spawn` and for `exec`.
+/// For the supervisor, which is single-threaded. The mask is inherited: the leader clears it with
+/// [`unblock_all`].
 pub(super) fn block_all_and_watch_children() -> io::Result<OwnedFd> {
     // SAFETY: the sets are initialised before use; signalfd returns a new handle that nobody
     // else owns, or -1, which is checked.
@@ -207,6 +210,16 @@ pub(super) fn block_all_and_watch_children() -> io::Result<OwnedFd> {
         libc::sigaddset(&raw mut set, libc::SIGCHLD);
         let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// Empties the signal mask of a leader, so that its command starts as from a shell.
+pub(super) fn unblock_all() {
+    // SAFETY: the set is initialised by sigemptyset before use; a null old set is allowed.
+    unsafe {
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        libc::sigemptyset(&raw mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
 }
 

@@ -165,7 +165,7 @@ fn abandon(held: Held, control: &OwnedFd) -> io::Result<()> {
         supervisor: held.supervisor,
         leader: held.leader,
         boot_id: table::this_host().boot_id,
-        proof: status.is_none().then_some(DeathProof::NeverStarted),
+        how: status.is_none().then_some(DeathProof::NeverStarted),
         unproven: status.clone(),
         exit_code: None,
         signal: None,
@@ -215,12 +215,11 @@ fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) ->
             }
         }
         if orders && let Some(control) = coordinator {
-            match wire::receive(control) {
-                Ok(Some((order, _))) => obey(&mut ladder, &order),
-                Ok(None) | Err(_) => {
-                    coordinator = None;
-                    ladder.end(Ending::Terminate);
-                }
+            if let Ok(Some((order, _))) = wire::receive(control) {
+                obey(&mut ladder, &order);
+            } else {
+                coordinator = None;
+                ladder.end(Ending::Terminate);
             }
         }
     };
@@ -236,7 +235,7 @@ fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) ->
         supervisor: held.supervisor,
         leader: held.leader,
         boot_id: table::this_host().boot_id,
-        proof: unproven.is_none().then_some(DeathProof::NoChildren),
+        how: unproven.is_none().then_some(DeathProof::NoChildren),
         unproven: unproven.clone(),
         exit_code,
         signal,
@@ -314,6 +313,7 @@ fn wait_and_exec(in_session: bool) -> io::Result<()> {
     }
     wire::send(&control, &LeaderNews::Waiting, &[])?;
     let Some((Lead, handles)) = wire::receive::<Lead>(&control)? else { return Ok(()) };
+    signals::unblock_all();
     let error = become_command(handles);
     let why = error.to_string();
     wire::send(&control, &LeaderNews::ExecFailed { why }, &[])?;

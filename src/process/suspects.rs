@@ -143,7 +143,7 @@ mod tests {
         Process { id, parent, group: session, session, state: b'S', threads: 1 }
     }
 
-    fn found(extra: &[Process], traces: Option<Traces>) -> (Vec<i32>, Vec<i32>) {
+    fn found(extra: &[Process], traces: Option<&Traces>) -> (Vec<i32>, Vec<i32>) {
         let old = [
             process(1, 0, 1, 1),
             process(10, 1, 10, 5), // a shell, from which the coordinator was started
@@ -165,15 +165,15 @@ mod tests {
             started_ticks: SINCE,
         };
         let cgroup = |pid: i32| if pid == 70 { "0::/other" } else { "0::/" }.to_owned();
-        let found = look(&table, &record, traces.as_ref(), OWN, &cgroup);
+        let found = look(&table, &record, traces, OWN, &cgroup);
         let pids = |list: Vec<Process>| list.iter().map(|p| p.id.pid).collect();
         (pids(found.ours), pids(found.suspects))
     }
 
-    fn traces() -> Option<Traces> {
+    fn traces() -> Traces {
         let ancestors =
             vec![ProcessId { pid: 10, start_ticks: 5 }, ProcessId { pid: 1, start_ticks: 1 }];
-        Some(Traces { ancestors, cgroup: "0::/".to_owned(), ..Traces::default() })
+        Traces { ancestors, cgroup: "0::/".to_owned(), ..Traces::default() }
     }
 
     #[test]
@@ -184,13 +184,13 @@ mod tests {
             process(53, 52, 53, SINCE + 3), // left it, its parent has not
             process(54, 53, 53, SINCE + 4),
         ];
-        assert_eq!(found(&turn, traces()), (vec![51, 52, 53, 54], vec![]));
+        assert_eq!(found(&turn, Some(&traces())), (vec![51, 52, 53, 54], vec![]));
     }
 
     #[test]
     fn an_orphan_in_a_session_of_its_own_is_suspect_with_its_children() {
         let daemon = [process(60, 1, 60, 120), process(61, 60, 60, 121), process(62, 10, 62, 122)];
-        assert_eq!(found(&daemon, traces()), (vec![], vec![60, 61, 62]));
+        assert_eq!(found(&daemon, Some(&traces())), (vec![], vec![60, 61, 62]));
     }
 
     #[test]
@@ -203,14 +203,14 @@ mod tests {
             process(71, 0, 71, 120),   // injected into the container
             process(72, OWN, 72, 310), // of this process
         ];
-        assert_eq!(found(&others, traces()), (vec![], vec![]));
+        assert_eq!(found(&others, Some(&traces())), (vec![], vec![]));
     }
 
     #[test]
     fn a_shared_session_explains_nothing() {
-        let shared = Traces { shared_session: Some(10), ..traces().expect("some") };
+        let shared = Traces { shared_session: Some(10), ..traces() };
         let orphan = [process(62, 1, 10, 120)];
-        assert_eq!(found(&orphan, Some(shared)), (vec![], vec![62]));
+        assert_eq!(found(&orphan, Some(&shared)), (vec![], vec![62]));
     }
 
     #[test]
@@ -222,12 +222,12 @@ mod tests {
     #[test]
     fn a_reused_leader_pid_is_not_the_turn() {
         let other = [process(51, 11, 51, 200), process(52, 51, 51, 201)];
-        assert_eq!(found(&other, traces()), (vec![], vec![]));
+        assert_eq!(found(&other, Some(&traces())), (vec![], vec![]));
     }
 
     #[test]
     fn the_old_and_the_dead_are_nobody() {
         let zombie = Process { state: b'Z', ..process(51, 1, 51, SINCE + 1) };
-        assert_eq!(found(&[zombie, process(52, 1, 52, 99)], traces()), (vec![], vec![]));
+        assert_eq!(found(&[zombie, process(52, 1, 52, 99)], Some(&traces())), (vec![], vec![]));
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! `worktx __test-turn SOCKET RECORD_DIR OPTIONS -- COMMAND…` sends one JSON document a line to
 //! the socket: the record, then the outcome. Options are JSON: `timeout_ms`, `grace_ms`,
-//! `bound_ms`, `tail`, `terminal`, `abandon`.
+//! `bound_ms`, `tail`, `terminal`, `abandon`, `keep`
+//! (a file to lock and keep open).
 //!
 //! # Limitations
 //! Debug builds only.
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,7 +56,10 @@ fn run(args: &[OsString]) -> Result<(), AnyError> {
         output: tail.map_or(Output::Inherit, |bytes| Output::KeepTail { bytes }),
         terminal: options["terminal"].as_bool().unwrap_or(false),
     };
-    let waiting = start(&command, &PathBuf::from(record_dir), &[])?;
+    let kept = options["keep"].as_str().map(std::fs::File::create).transpose()?;
+    kept.as_ref().map(std::fs::File::try_lock).transpose()?;
+    let handles: Vec<_> = kept.iter().map(|file| file.as_fd()).collect();
+    let waiting = start(&command, &PathBuf::from(record_dir), &handles)?;
     writeln!(socket, "{}", serde_json::to_string(waiting.record())?)?;
     if options["abandon"].as_bool().unwrap_or(false) {
         let death = waiting.abandon().map(|proof| proof.how());

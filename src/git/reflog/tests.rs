@@ -205,6 +205,11 @@ fn a_move_without_any_log_needs_the_hooks_word() {
     assert!(matches!(open.judge(), Moves::Unvouched { .. }));
     open.vouched.insert((open.base, open.tip().expect("there")));
     open.expect_own("vouched");
+    // A marked commit on top does not close the gap; the hook's word still does.
+    open.sh(true, "echo x >two; git commit -qam c");
+    open.expect_own("vouched, then marked");
+    open.vouched.clear();
+    assert!(matches!(open.judge(), Moves::Unvouched { .. }), "{:?}", open.judge());
 }
 
 #[test]

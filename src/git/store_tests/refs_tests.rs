@@ -141,7 +141,8 @@ fn lists_are_those_of_git() {
     }
     let refs = refs(&repo);
     let list = refs.all_refs().unwrap();
-    let own: String = list.refs.iter().map(|(n, id)| format!("{n} {id}\n")).collect();
+    let own: String =
+        list.refs.iter().fold(String::new(), |text, (n, id)| text + &format!("{n} {id}\n"));
     assert_eq!(own, repo.git(["for-each-ref", "--format=%(refname) %(objectname)"]));
     assert!(list.broken.is_empty());
     assert_eq!(refs.stash_entries().unwrap(), [repo.id("stash@{1}"), repo.id("stash@{0}")]);

@@ -88,7 +88,7 @@ fn a_lock_that_goes_away_in_time_is_taken() {
     let foreign = repo.git_dir().join("index.lock");
     std::fs::write(&foreign, "").unwrap();
     std::thread::scope(|scope| {
-        let taking = scope.spawn(|| take(&target, Duration::from_secs(60)).unwrap());
+        let taking = scope.spawn(|| take(&target, Duration::from_mins(1)).unwrap());
         // The branch's lock is there: the other thread is at the index's.
         while !repo.git_dir().join("refs/heads/main.lock").exists() {
             std::thread::yield_now();

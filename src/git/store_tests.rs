@@ -1,16 +1,20 @@
 //! Reading, writing, refs, locks, index and promotion, judged by the `git` binary.
 
-mod index;
-mod locks;
-mod pack;
-mod promote;
-mod refs;
-mod store;
-mod tree;
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod index_tests;
+mod kill_tests;
+mod locks_tests;
+mod pack_tests;
+mod promote_tests;
+mod reading_tests;
+mod refs_tests;
+mod tree_tests;
 
 use std::ffi::OsStr;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::store::Store;
@@ -19,7 +23,7 @@ use crate::tx::path::RepoPath;
 
 /// A repository with one commit: `a`, `dir/b`, `dir/sub/c`.
 pub(super) struct Repo {
-    _temp: tempfile::TempDir,
+    _temp: Option<tempfile::TempDir>,
     pub(super) root: PathBuf,
 }
 
@@ -28,13 +32,27 @@ impl Repo {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("repo");
         std::fs::create_dir(&root).unwrap();
-        let repo = Self { _temp: temp, root };
+        let repo = Self { _temp: Some(temp), root };
         repo.git(["init", "-q", "-b", "main"]);
         repo.write("a", "one\n");
         repo.write("dir/b", "two\n");
         repo.write("dir/sub/c", "three\n");
         repo.commit("first");
         repo
+    }
+
+    /// One that somebody else made, and takes away.
+    pub(super) const fn at(root: PathBuf) -> Self {
+        Self { _temp: None, root }
+    }
+
+    /// The same again, elsewhere.
+    pub(super) fn copy(&self) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("repo");
+        let status = Command::new("cp").arg("-a").arg(&self.root).arg(&root).status().unwrap();
+        assert!(status.success());
+        Self { _temp: Some(temp), root }
     }
 
     pub(super) fn git_dir(&self) -> PathBuf {
@@ -123,4 +141,52 @@ impl Repo {
 
 pub(super) fn path(text: &str) -> RepoPath {
     RepoPath::new(text).unwrap()
+}
+
+/// What [`sweep`] gave to the victim; `None` where the test is run by hand.
+pub(super) fn sweep_case<T: serde::de::DeserializeOwned>() -> Option<T> {
+    std::env::var("WORKTX_TEST_CASE").ok().map(|case| serde_json::from_str(&case).unwrap())
+}
+
+/// Runs the ignored test `victim` of this folder on copies of a repository, killed before its
+/// n-th call of each system call that changes names or syncs, for n from 1 until it gets through;
+/// after each, `after` says what must hold (it is told whether there was a kill). How many kills
+/// there were; `None` where nothing can be traced.
+pub(super) fn sweep<T: serde::Serialize>(
+    victim: &str,
+    template: &Repo,
+    case: &dyn Fn(&Path) -> T,
+    after: &dyn Fn(&Repo, bool),
+) -> Option<u32> {
+    let mut killed = 0;
+    for call in ["linkat", "renameat", "/^rename$", "unlinkat", "/^unlink$", "fsync", "mkdirat"] {
+        for n in 1.. {
+            let repo = template.copy();
+            let case = serde_json::to_string(&case(&repo.root)).unwrap();
+            let status = Command::new("strace")
+                .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e"])
+                .arg(format!("inject={call}:signal=KILL:when={n}"))
+                .arg(std::env::current_exe().unwrap())
+                .args([&format!("git::store_tests::{victim}"), "--exact", "--ignored", "-q"])
+                .env("WORKTX_TEST_CASE", case)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            let Ok(status) = status else {
+                eprintln!("SKIPPED: there is no strace");
+                return None;
+            };
+            if status.success() {
+                after(&repo, false);
+                break;
+            }
+            if status.signal() != Some(9) && status.code() != Some(137) {
+                eprintln!("SKIPPED: strace may not trace here ({status})");
+                return None;
+            }
+            killed += 1;
+            after(&repo, true);
+        }
+    }
+    Some(killed)
 }

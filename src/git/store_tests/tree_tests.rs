@@ -50,7 +50,7 @@ fn coherent(edits: Edits) -> Edits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn edits_give_the_tree_that_git_writes(

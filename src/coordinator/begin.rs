@@ -1,0 +1,642 @@
+//! The beginning of `run`: find, lock, reconcile, judge, capture; then one db transaction opens the
+//! attempt, and it is driven.
+//!
+//! Order rule: until the attempt is recorded, nothing of the repository is touched but worktx's
+//! own state.
+//!
+//! # Limitations
+//! `--on-dirty capture` is answered before anything is looked at.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::context::{Context, Invocation};
+use super::drive::{Driver, Live, chain};
+use super::error::Failure;
+use super::gitdir;
+use super::outcome::{Outcome, OutcomeWord};
+use super::place::{PRIVATE_DIR, PRIVATE_FILE, temporary_name};
+use super::rescue::pin_stop;
+use super::seal::{hex, signature};
+use super::session::Session;
+use super::spec::AttemptSpec;
+use super::{policy, reconcile, trace, view};
+use crate::base::durable;
+use crate::config::Loaded;
+use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
+use crate::git::gitconfig::GitEnv;
+use crate::git::index::{self, Index, IndexError};
+use crate::git::judge::{self, BaseFacts};
+use crate::git::lockfile::{self, Marker};
+use crate::git::pack::PackWriter;
+use crate::git::pin::{self, PinSource};
+use crate::git::reflog;
+use crate::git::refusal::Refusal;
+use crate::git::store::open_repository;
+use crate::hook::Capture;
+use crate::hook::capture::{Request as CaptureRequest, capture};
+use crate::journal::{Facts, NewAttempt, Opened};
+use crate::process::{self, Bounds, Command, Output, Requests, Signals, Stdin, find_program};
+use crate::tx::cause::{Cause, ErrorCode};
+use crate::tx::entry::Found;
+use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid, Pin, RefPrefix};
+use crate::tx::path::RepoPath;
+use crate::tx::settings::{OnDirty, Untracked};
+use crate::tx::state::{AttemptRecord, StateTag, TxState, Warning};
+use crate::tx::verdict::Status;
+
+/// What `run` is asked for.
+#[derive(Clone, Debug)]
+pub struct RunRequest {
+    /// The workspace, the user's settings, how worktx was called.
+    pub context: Context,
+    /// The unit of work.
+    pub execution: ExecutionId,
+    /// The bound on the turn.
+    pub timeout: Option<Duration>,
+    /// When everything up to the gate must be done, RFC 3339.
+    pub settle_by: Option<String>,
+    /// How long to wait for a busy workspace.
+    pub wait: Option<Duration>,
+    /// What set it off.
+    pub triggered_by: Option<String>,
+    /// The fence of a pull-model claim.
+    pub claim_token: Option<String>,
+    /// Standard output is for the document.
+    pub json: bool,
+    /// The command.
+    pub command: Vec<OsString>,
+}
+
+/// Kinds of work that never open a transaction: no recursion.
+const UNPROTECTED: [&str; 3] = ["validation", "maintenance", "health"];
+
+/// Runs a command as a transaction, to its end.
+///
+/// # Errors
+/// [`Failure`] where nothing ran, or where the end could not be recorded.
+pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
+    let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
+    let context = &request.context;
+    let Invocation { cwd, flags, .. } = &context.invocation;
+    if flags.on_dirty == Some(OnDirty::Capture) {
+        return Err(Failure::Usage("--on-dirty capture is not supported yet".to_owned()));
+    }
+    let first = request.command.first().cloned().unwrap_or_default();
+    let program = find_program(&first, cwd, context.variable("PATH"))?;
+    let unprotected =
+        request.triggered_by.as_deref().is_some_and(|kind| UNPROTECTED.contains(&kind));
+    let git_env = context.git_env();
+    if let Err(refusals) = judge::judge(&context.workspace, &git_env, |_| true)
+        && refusals.iter().any(is_unreadable)
+    {
+        // Of such a repository nothing can be opened, the ledger's place included.
+        return Err(Failure::Refused { refusals, warnings: Vec::new() });
+    }
+    let (workspace, place) = (context.workspace.clone(), context.place.clone());
+    let mut session = Session::open(workspace, place, "run", request.wait)?;
+    let loaded = context.user.clone();
+    let mut begin = Begin { request, signals, program, git_env, loaded };
+    if unprotected {
+        return begin.run_unprotected(&mut session, Vec::new());
+    }
+    begin.run(&mut session)
+}
+
+fn is_unreadable(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::BareRepository
+            | Refusal::ObjectFormat { .. }
+            | Refusal::RefStorage { .. }
+            | Refusal::UnknownExtension { .. }
+            | Refusal::FormatVersion { .. }
+            | Refusal::UnsafeOwner { .. }
+            | Refusal::Damaged { .. }
+            | Refusal::BadConfig { .. }
+    )
+}
+
+struct Begin<'r> {
+    request: &'r RunRequest,
+    signals: Signals,
+    program: PathBuf,
+    git_env: GitEnv,
+    loaded: Loaded,
+}
+
+/// A base that was accepted.
+struct Base {
+    facts: BaseFacts,
+    baseline: Baseline,
+    index_bytes: Option<Vec<u8>>,
+    index_meaning: String,
+}
+
+impl Begin<'_> {
+    fn run(&mut self, session: &mut Session) -> Result<Outcome, Failure> {
+        let id = &self.request.execution;
+        reconcile::reconcile(session, self.signals, Some(id))?;
+        if let Some(outcome) = self.standing(session)? {
+            return Ok(outcome);
+        }
+        let base = match self.judge(session) {
+            Ok(base) => base,
+            Err(Failure::Refused { refusals, warnings }) => {
+                let dirty = |r: &Refusal| {
+                    matches!(r, Refusal::ModifiedTracked { .. } | Refusal::StagedChanges { .. })
+                };
+                let on_dirty = self.loaded.values.settings.on_dirty;
+                if on_dirty == OnDirty::Run && refusals.iter().all(dirty) {
+                    let warning = Warning {
+                        code: "unprotected".to_owned(),
+                        message: "tracked files differ from HEAD, so the command ran without a transaction".to_owned(),
+                    };
+                    return self.run_unprotected(session, vec![warning]);
+                }
+                let codes: Vec<&str> = refusals.iter().map(Refusal::code).collect();
+                let detail = json!({ "reasons": codes });
+                session.ledger.record_event(id, None, "refused", &detail)?;
+                return Err(Failure::Refused { refusals, warnings });
+            }
+            Err(other) => return Err(other),
+        };
+        self.open(session, base)
+    }
+
+    /// The row decides first: successful is replayed, cancelled and skipped are final.
+    fn standing(&self, session: &mut Session) -> Result<Option<Outcome>, Failure> {
+        let id = &self.request.execution;
+        let Some(execution) = session.ledger.execution(id)? else { return Ok(None) };
+        match execution.row.status {
+            Status::Success => {
+                let filter = crate::journal::Filter {
+                    execution: Some(id.clone()),
+                    ..crate::journal::Filter::default()
+                };
+                let attempt = execution.row.success.map(|s| s.attempt);
+                let recorded = session
+                    .ledger
+                    .attempts(&filter)?
+                    .into_iter()
+                    .find(|a| Some(a.key.attempt) == attempt)
+                    .and_then(|a| a.outcome);
+                let mut outcome = if let Some(value) = recorded {
+                    serde_json::from_value(value)
+                        .map_err(Failure::other("reading the recorded outcome"))?
+                } else {
+                    let root = session.workspace.root().display().to_string();
+                    let mut outcome =
+                        Outcome::without_attempt(id.clone(), OutcomeWord::Committed, &root);
+                    outcome.attempt = attempt;
+                    outcome.commit = execution.row.success.map(|s| s.candidate);
+                    outcome.candidate = outcome.commit;
+                    outcome
+                };
+                outcome.replayed = true;
+                outcome.execution_status = Some(Status::Success);
+                Ok(Some(outcome))
+            }
+            status @ (Status::Cancelled | Status::Skipped) => Err(Failure::Standing(status)),
+            _ => Ok(None),
+        }
+    }
+
+    fn judge(&mut self, session: &mut Session) -> Result<Base, Failure> {
+        let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
+        if let Some(attempt) =
+            session.ledger.unsettled(Some(&session.workspace.id()))?.into_iter().next()
+        {
+            let record = attempt.record()?;
+            if let TxState::Quarantined { reason, .. } = &record.state {
+                return Err(refused(vec![Refusal::Quarantined {
+                    attempt: attempt.key,
+                    reason: reason.as_str().to_owned(),
+                }]));
+            }
+            return Err(refused(vec![Refusal::Quarantined {
+                attempt: attempt.key,
+                reason: record.state.tag().as_str().to_owned(),
+            }]));
+        }
+        let facts = judge::judge(&session.workspace, &self.git_env, |_| false).map_err(refused)?;
+        facts.config.author()?;
+        self.loaded = self.request.context.settings(&session.store, facts.tree)?;
+
+        let index_bytes = index::load(session.workspace.git_dir())?;
+        let index = match &index_bytes {
+            None => Ok(Index::empty()),
+            Some(bytes) => Index::parse(bytes),
+        };
+        let index = index.map_err(|error| match error {
+            IndexError::Split => refused(vec![Refusal::SplitIndex]),
+            IndexError::Sparse => refused(vec![Refusal::SparseIndex]),
+            other => refused(vec![Refusal::Damaged { why: chain(&other) }]),
+        })?;
+        let conflicts = index.conflicts();
+        if !conflicts.is_empty() {
+            return Err(refused(vec![Refusal::ConflictedIndex { paths: conflicts }]));
+        }
+        let staged = index
+            .differs_from_tree(&session.store, facts.tree)
+            .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?;
+        let mut refusals = Vec::new();
+        if !staged.is_empty() {
+            let paths = staged.into_iter().map(|(path, _)| path).collect();
+            refusals.push(Refusal::StagedChanges { paths });
+        }
+        let baseline = self.establish(session, &facts)?;
+        refusals.extend(self.judge_baseline(&baseline));
+        if !refusals.is_empty() {
+            return Err(refused(refusals));
+        }
+        let index_meaning = hex(&index.meaning().0);
+        Ok(Base { facts, baseline, index_bytes, index_meaning })
+    }
+
+    fn establish(&self, session: &mut Session, facts: &BaseFacts) -> Result<Baseline, Failure> {
+        let settings = &self.loaded.values.settings;
+        let rules = view::rules_of(&facts.config, &settings.scope);
+        let attributes = policy::captured_attributes(&facts.config);
+        let repository = open_repository(session.workspace.common_dir())?;
+        let request = BaselineRequest {
+            root: &session.root,
+            repository: &repository,
+            head_tree: facts.tree,
+            rules: &rules,
+            attributes: &attributes,
+            autocrlf: policy::autocrlf(&facts.config),
+            file_mode: facts.config.file_mode,
+            limits: settings.limits,
+            temporary: &[],
+            keep_modified: false,
+            progress: None,
+        };
+        baseline::establish(&mut session.manifest, &request).map_err(|error| match error {
+            BaselineError::TooMuch { too_large: paths, files, bytes } => {
+                let limits = settings.limits;
+                let (limit, allowed, found) = if !paths.is_empty() {
+                    ("file_bytes", limits.file_bytes, bytes)
+                } else if files > limits.files {
+                    ("files", limits.files, files)
+                } else {
+                    ("total_bytes", limits.total_bytes, bytes)
+                };
+                let limit = limit.to_owned();
+                Failure::Refused {
+                    refusals: vec![Refusal::UntrackedBeyondLimits { limit, allowed, found, paths }],
+                    warnings: Vec::new(),
+                }
+            }
+            other => Failure::other("looking at the work tree")(other),
+        })
+    }
+
+    fn judge_baseline(&self, baseline: &Baseline) -> Vec<Refusal> {
+        use crate::git::attributes::Unsupported;
+        let mut refusals = Vec::new();
+        if !baseline.modified.is_empty() {
+            refusals.push(Refusal::ModifiedTracked { paths: baseline.modified.clone() });
+        }
+        if !baseline.submodules.is_empty() {
+            refusals.push(Refusal::Submodules { paths: baseline.submodules.clone() });
+        }
+        if self.loaded.values.settings.untracked == Untracked::Refuse
+            && !baseline.untracked.is_empty()
+        {
+            let paths = baseline.untracked.iter().map(|(path, _)| path.clone()).collect();
+            refusals.push(Refusal::UntrackedPresent { paths });
+        }
+        for (path, why) in &baseline.unsupported {
+            let paths = vec![path.clone()];
+            refusals.push(match why {
+                Unsupported::Filter(driver) => {
+                    Refusal::FilterDriver { driver: driver.clone(), paths }
+                }
+                Unsupported::Encoding(_) => Refusal::WorkingTreeEncoding { paths },
+                Unsupported::Ident => Refusal::Ident { paths },
+            });
+            if refusals.len() > 20 {
+                break;
+            }
+        }
+        refusals
+    }
+
+    fn open(&self, session: &mut Session, base: Base) -> Result<Outcome, Failure> {
+        let settings = self.loaded.values.settings.clone();
+        let prefix = RefPrefix(settings.ref_prefix.clone());
+        let id = self.request.execution.clone();
+        let in_refs = largest_in_refs(session, &settings.ref_prefix, &id)?;
+        let in_ledger = session
+            .ledger
+            .attempts(&crate::journal::Filter {
+                execution: Some(id.clone()),
+                ..crate::journal::Filter::default()
+            })?
+            .into_iter()
+            .map(|a| a.key.attempt)
+            .max();
+        let next = in_refs.max(in_ledger).map_or(1, |AttemptNo(n)| n + 1);
+        let key = AttemptKey { execution: id, attempt: AttemptNo(next) };
+        let folder = session.place.attempt(&key);
+        durable::create_dir_all(&folder, PRIVATE_DIR)
+            .map_err(Failure::io("making the attempt's folder"))?;
+
+        let context = &self.request.context;
+        let home = context.variable("HOME").map(PathBuf::from);
+        let path = context.variable("PATH").unwrap_or_default();
+        let post_check = capture(
+            &CaptureRequest {
+                choice: &self.loaded.values.post_check,
+                workspace: session.workspace.root(),
+                home: home.as_deref(),
+                search_path: path,
+            },
+            &folder,
+        )?;
+        let guarded = gitdir::capture(session, base.facts.config.hooks_path.as_deref())
+            .map_err(Failure::other("reading the git directory"))?;
+        gitdir::save(&guarded, &folder)?;
+        let index_digest = match &base.index_bytes {
+            None => None,
+            Some(bytes) => {
+                durable::write_file(&folder.join("index.base"), bytes, PRIVATE_FILE)
+                    .map_err(Failure::io("keeping the index"))?;
+                Some(hex(&index::digest(bytes)))
+            }
+        };
+        let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
+        let author = base.facts.config.author()?.clone();
+        let base_pin = base_pin(session, &base, &author)?;
+        let previous = in_ledger.and_then(|n| {
+            let before = AttemptKey { execution: key.execution.clone(), attempt: n };
+            trace::outcome_file(&session.place.attempt(&before))
+        });
+        let temporary = RepoPath::new(temporary_name(&key)).map_err(Failure::bug)?;
+        let log = reflog::mark_now(&session.workspace, &base.facts.branch)
+            .map_err(Failure::io("reading the reflog"))?;
+        let spec = AttemptSpec {
+            workspace: session.workspace.clone(),
+            boot_id: process::this_host().boot_id,
+            branch,
+            base: base.facts.commit,
+            base_tree: base.facts.tree,
+            settings,
+            git: base.facts.config.clone(),
+            author,
+            post_check,
+            command: self
+                .request
+                .command
+                .iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+            log,
+            index_meaning: base.index_meaning.clone(),
+            index_digest,
+            temporary,
+            claim_token: self.request.claim_token.clone(),
+            triggered_by: self.request.triggered_by.clone(),
+            settle_by: self.request.settle_by.clone(),
+            other_refs: gitdir::other_refs(&session.refs)?,
+            previous,
+        };
+        let mut record = AttemptRecord::open();
+        record.pins.base = Some(Pin { name: prefix.base(&key), id: base_pin });
+        self.add_warnings(&mut record, &base, &spec);
+        let spec_value = serde_json::to_value(&spec).map_err(Failure::bug)?;
+        let marker = Marker {
+            ledger: session.place.ledger().to_string_lossy().into_owned(),
+            attempt: key.clone(),
+            boot_id: spec.boot_id.clone(),
+        };
+        lockfile::write_marker(&session.lock, &marker)?;
+        let workspace = session.ledger_workspace();
+        let owner = Session::owner();
+        let opened = session.ledger.open_attempt(
+            &NewAttempt {
+                execution: &key.execution,
+                largest_in_refs: in_refs,
+                workspace: &workspace,
+                owner: &owner,
+                claim_token: self.request.claim_token.as_deref(),
+            },
+            |_| Facts {
+                record: record.clone(),
+                spec: spec_value.clone(),
+                detail: json!({ "base": spec.base, "command": spec.command_line() }),
+            },
+        )?;
+        match opened {
+            Opened::Standing(row) => return Err(Failure::Standing(row.status)),
+            Opened::Attempt(opened) if opened != key => {
+                return Err(Failure::bug(format!("attempt {opened} was opened instead of {key}")));
+            }
+            Opened::Attempt(_) => {}
+        }
+        self.drive(session, key, spec, record, base)
+    }
+
+    fn drive(
+        &self,
+        session: &mut Session,
+        key: AttemptKey,
+        spec: AttemptSpec,
+        record: AttemptRecord,
+        base: Base,
+    ) -> Result<Outcome, Failure> {
+        let command = self.command(Some((&key, &spec)));
+        let mut driver = Driver {
+            session,
+            key,
+            spec,
+            record,
+            rev: 0,
+            live: Live {
+                command: Some(command),
+                timeout: self.request.timeout,
+                snapshot: Some(base.baseline.snapshot),
+                environment: self.request.context.invocation.environment.clone(),
+                ..Live::default()
+            },
+            signals: self.signals,
+        };
+        driver.drive()?;
+        let settled = driver.state().tag().is_settled();
+        let status = driver.row()?.map(|row| row.status);
+        let facts = driver.spec.facts(&driver.key);
+        let mut outcome = Outcome::of(facts, &driver.record, status)
+            .ok_or_else(|| Failure::bug("a run that came to no end"))?;
+        if outcome.turn.is_none() {
+            outcome.turn = driver.live.turn.take();
+        }
+        if settled {
+            lockfile::clear_marker(&session.lock)?;
+        }
+        Ok(outcome)
+    }
+
+    /// The command, with what the design adds to its environment.
+    fn command(&self, attempt: Option<(&AttemptKey, &AttemptSpec)>) -> Command {
+        let mut env = self.request.context.invocation.environment.clone();
+        let mut set = |name: &str, value: OsString| {
+            env.retain(|(n, _)| n != name);
+            env.push((name.into(), value));
+        };
+        set("WORKTX_EXECUTION_ID", self.request.execution.as_str().into());
+        if let Some((key, spec)) = attempt {
+            set("WORKTX_ATTEMPT", key.attempt.to_string().into());
+            set("WORKTX_WORKSPACE", spec.workspace.root().into());
+            set("GIT_REFLOG_ACTION", reflog::mark(key).into());
+            let count = self.request.context.variable("GIT_CONFIG_COUNT");
+            let count: u32 =
+                count.and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).unwrap_or(0);
+            set(&format!("GIT_CONFIG_KEY_{count}"), "core.logAllRefUpdates".into());
+            set(&format!("GIT_CONFIG_VALUE_{count}"), "true".into());
+            set("GIT_CONFIG_COUNT", (count + 1).to_string().into());
+            match &spec.previous {
+                Some(previous) => set("WORKTX_PREVIOUS", previous.into()),
+                None => env.retain(|(n, _)| n != "WORKTX_PREVIOUS"),
+            }
+        }
+        Command {
+            program: self.program.clone(),
+            argv: self.request.command.clone(),
+            cwd: self.request.context.invocation.cwd.clone(),
+            env,
+            stdin: Stdin::Inherit,
+            output: if self.request.json { Output::StdoutToStderr } else { Output::Inherit },
+            terminal: true,
+        }
+    }
+
+    fn add_warnings(&self, record: &mut AttemptRecord, base: &Base, spec: &AttemptSpec) {
+        for warning in &base.facts.warnings {
+            let (code, message) = super::words::base_warning(warning);
+            record.warn(code, message);
+        }
+        for warning in &self.loaded.warnings {
+            record.warn(warning.code, warning.message.clone());
+        }
+        if let Capture::Misconfigured { path, why } = &spec.post_check {
+            record.warn(
+                "post_check_misconfigured",
+                format!("the post-check {} will not run: {why}", path.display()),
+            );
+        }
+    }
+
+    /// Runs without a transaction, under the lock.
+    fn run_unprotected(
+        &self,
+        session: &mut Session,
+        warnings: Vec<Warning>,
+    ) -> Result<Outcome, Failure> {
+        let id = &self.request.execution;
+        let root = session.workspace.root().display().to_string();
+        let folder = session.place.state.join("unprotected").join(id.as_str());
+        let lock = session.lock.share().map_err(Failure::io("sharing the lock"))?;
+        let waiting = process::start(&self.command(None), &folder, &[lock.as_fd()])?;
+        let bounds = Bounds { timeout: self.request.timeout, ..Bounds::default() };
+        let over =
+            waiting.run(&bounds, &mut Requests { signals: self.signals, poll: &mut || None });
+        let _ = std::fs::remove_dir_all(&folder);
+        let mut outcome = Outcome::without_attempt(id.clone(), OutcomeWord::Unprotected, &root);
+        outcome.warnings = warnings;
+        let cause = match over.ended_by {
+            crate::tx::writer::EndedBy::Itself if over.result.exit_code == Some(0) => None,
+            crate::tx::writer::EndedBy::Itself => Some(Cause::TurnFailed),
+            crate::tx::writer::EndedBy::Timeout => Some(Cause::TurnTimeout),
+            crate::tx::writer::EndedBy::SettleBy => Some(Cause::SettleBy),
+            crate::tx::writer::EndedBy::Cancel => Some(Cause::Cancelled),
+            crate::tx::writer::EndedBy::Interrupt => Some(Cause::Interrupted),
+        };
+        outcome.turn = Some(over.result);
+        outcome.reason = cause.as_ref().map(|cause| cause.reason().to_owned());
+        outcome.error_code = cause.map(|_| ErrorCode::AgentError);
+        let detail = json!({ "reason": outcome.reason, "exit_code": outcome.turn.as_ref().and_then(|t| t.exit_code) });
+        session.ledger.record_event(id, None, "unprotected", &detail)?;
+        Ok(outcome)
+    }
+}
+
+/// The commit that keeps the base alive: the base itself, or one on top of it with what is
+/// untracked and what differs from git's bytes.
+fn base_pin(
+    session: &Session,
+    base: &Base,
+    author: &crate::git::gitconfig::Identity,
+) -> Result<Oid, Failure> {
+    let mut additions: Vec<(RepoPath, Found)> = base
+        .baseline
+        .untracked
+        .iter()
+        .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
+        .collect();
+    for (path, packed) in base.baseline.snapshot.iter() {
+        let entry = packed.entry();
+        if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw) && entry.kind.has_bytes()
+        {
+            additions.push((path, Found { kind: entry.kind, stat: entry.stat }));
+        }
+    }
+    if additions.is_empty() {
+        return Ok(base.facts.commit);
+    }
+    let who = signature(author);
+    let nothing = HashSet::new();
+    let mut pack = PackWriter::new(&session.store);
+    let from = PinSource {
+        root: session.root.handle(),
+        store: &session.store,
+        onto: base.facts.tree,
+        parents: &[base.facts.commit],
+        too_large: &nothing,
+        who: &who,
+        message: "worktx: the base, with what was untracked\n",
+    };
+    let stopped = |stop| match stop {
+        super::drive::Stop::Failure(failure) => failure,
+        super::drive::Stop::Quarantine(reason) => Failure::impossible(
+            format!(
+                "the base cannot be pinned: {} {}",
+                reason.as_str(),
+                reason.detail().unwrap_or_default()
+            ),
+            "worktx status",
+        ),
+    };
+    let built = pin::build_base_pin(&from, &additions, &mut pack)
+        .map_err(|error| stopped(pin_stop(error)))?;
+    pack.finish().map_err(Failure::other("pinning the base"))?;
+    session.store.refresh();
+    Ok(built.commit)
+}
+
+/// The largest attempt of an execution that the refs know.
+fn largest_in_refs(
+    session: &Session,
+    prefix: &str,
+    id: &ExecutionId,
+) -> Result<Option<AttemptNo>, Failure> {
+    let folder = format!("{prefix}/{id}/");
+    let refs = session.refs.list(&folder)?.refs;
+    Ok(refs
+        .iter()
+        .filter_map(|(name, _)| {
+            name.as_str().strip_prefix(&folder)?.split('/').next()?.parse().ok()
+        })
+        .map(AttemptNo)
+        .max())
+}
+
+/// Whether an attempt is in a state that `reconcile` may still act on.
+pub const fn is_open(tag: StateTag) -> bool {
+    !tag.is_settled() && !matches!(tag, StateTag::Quarantined)
+}

@@ -1,0 +1,173 @@
+//! The git directory before and after a turn: configuration, hooks, alternates, other refs.
+//!
+//! What runs programs is put back on success too; a rollback puts everything back. Other branches,
+//! tags and stashes are reported, never moved.
+//!
+//! # Limitations
+//! A file above 4 MiB is compared and not kept.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::drive::{Driver, Stop};
+use super::error::Failure;
+use super::place::PRIVATE_FILE;
+use super::session::Session;
+use crate::base::durable;
+use crate::git::guarded::{ChangeKind, GitChange, Snapshot};
+use crate::git::putback::{self, What};
+use crate::git::refs::Refs;
+use crate::tx::cause::QuarantineReason;
+use crate::tx::id::{Oid, RefName};
+use crate::tx::settings::OnGitChange;
+
+const NAME: &str = "git-directory.json";
+
+/// Writes a snapshot into an attempt's folder, durable.
+pub(super) fn save(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
+    let bytes = serde_json::to_vec(snapshot).map_err(Failure::bug)?;
+    durable::write_file(&folder.join(NAME), &bytes, PRIVATE_FILE)
+        .map_err(Failure::io("keeping the git directory's files"))
+}
+
+/// The refs that are not worktx's own, stash entries among them.
+pub(super) fn other_refs(refs: &Refs) -> Result<Vec<(RefName, Oid)>, Failure> {
+    let own = |name: &str| name.starts_with("refs/worktx/") || name.starts_with("refs/trinity/tx/");
+    let mut all: Vec<_> =
+        refs.all_refs()?.refs.into_iter().filter(|(name, _)| !own(name.as_str())).collect();
+    for (n, id) in refs.stash_entries()?.into_iter().enumerate().skip(1) {
+        all.push((RefName(format!("refs/stash@{{{n}}}")), id));
+    }
+    Ok(all)
+}
+
+/// A change of the git directory, in words.
+fn words(change: &GitChange) -> String {
+    match &change.change {
+        ChangeKind::ConfigKey { key, .. } => key.clone(),
+        _ => change.file.to_string(),
+    }
+}
+
+impl Driver<'_> {
+    fn guarded(&self) -> Result<(Snapshot, Snapshot), Stop> {
+        let path = self.session.place.attempt(&self.key).join(NAME);
+        let bytes = std::fs::read(&path).map_err(Failure::io("reading the kept git directory"))?;
+        let before: Snapshot = serde_json::from_slice(&bytes)
+            .map_err(Failure::other("reading the kept git directory"))?;
+        let now = self.guarded_now()?;
+        Ok((before, now))
+    }
+
+    fn guarded_now(&self) -> Result<Snapshot, Stop> {
+        capture(self.session, self.spec.git.hooks_path.as_deref())
+            .map_err(|error| Stop::damaged(error.to_string()))
+    }
+
+    /// On success: what can run programs goes back, the rest stays and is told.
+    pub(super) fn put_back_programs(&mut self) -> Result<(), Stop> {
+        let (before, now) = self.guarded()?;
+        let changes = before.compare(&now);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let policy = self.spec.settings.on_git_change;
+        let told =
+            |list: &[&GitChange]| list.iter().map(|c| words(c)).collect::<Vec<_>>().join(", ");
+        let (bad, fine): (Vec<_>, Vec<_>) = changes.iter().partition(|c| c.is_dangerous());
+        if policy == OnGitChange::Quarantine {
+            let what = changes.iter().map(words).collect();
+            return Err(Stop::Quarantine(QuarantineReason::GitChanged { what }));
+        }
+        if !fine.is_empty() || policy == OnGitChange::Allow {
+            let all: Vec<&GitChange> = changes.iter().collect();
+            let list = if policy == OnGitChange::Allow { told(&all) } else { told(&fine) };
+            self.record.warn(
+                "git_changed",
+                format!("the command changed the git directory, which stays so: {list}"),
+            );
+        }
+        if policy == OnGitChange::Undo && !bad.is_empty() {
+            let list = told(&bad);
+            let done =
+                putback::put_back(&self.session.workspace, &before, &now, What::ProgramsOnly)
+                    .map_err(Failure::io("putting the git directory back"))?;
+            if let Some((file, why)) = done.blocked.first() {
+                return Err(Stop::Quarantine(QuarantineReason::GitChanged {
+                    what: vec![format!("{file} cannot be put back: {why:?}")],
+                }));
+            }
+            self.record.warn(
+                "git_change_undone",
+                format!(
+                    "the command changed what runs programs in the git directory; put back: {list}"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// On rollback: everything that the turn changed goes back.
+    pub(super) fn put_back_git_directory(&mut self) -> Result<(), Stop> {
+        let (before, now) = self.guarded()?;
+        let changes = before.compare(&now);
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let list = changes.iter().map(words).collect::<Vec<_>>().join(", ");
+        let others = self
+            .session
+            .ledger
+            .unsettled(None)?
+            .iter()
+            .any(|attempt| attempt.workspace.id != self.session.workspace.id());
+        if others || self.spec.settings.on_git_change == OnGitChange::Allow {
+            self.record
+                .warn("git_changed", format!("the git directory changed, and stays so: {list}"));
+            return Ok(());
+        }
+        let done = putback::put_back(&self.session.workspace, &before, &now, What::All)
+            .map_err(Failure::io("putting the git directory back"))?;
+        if let Some((file, why)) = done.blocked.first() {
+            return Err(Stop::Quarantine(QuarantineReason::RestoreBlocked {
+                paths: Vec::new(),
+                why: format!("{file} in the git directory cannot be put back: {why:?}"),
+            }));
+        }
+        self.record.warn("git_change_undone", format!("the git directory was put back: {list}"));
+        Ok(())
+    }
+
+    /// Other branches, tags and stashes that moved: told, never moved back.
+    pub(super) fn report_other_refs(&mut self) {
+        let Ok(now) = other_refs(&self.session.refs) else { return };
+        let own = self.branch_ref();
+        let before: BTreeMap<&RefName, Oid> =
+            self.spec.other_refs.iter().map(|(name, id)| (name, *id)).collect();
+        let after: BTreeMap<&RefName, Oid> = now.iter().map(|(name, id)| (name, *id)).collect();
+        let names: std::collections::BTreeSet<&RefName> =
+            before.keys().chain(after.keys()).copied().collect();
+        let moved: Vec<String> = names
+            .into_iter()
+            .filter(|name| **name != own && before.get(name) != after.get(name))
+            .map(|name| {
+                let id = |side: &BTreeMap<&RefName, Oid>| {
+                    side.get(name).map_or_else(|| "nothing".to_owned(), Oid::short)
+                };
+                format!("{name} ({} → {})", id(&before), id(&after))
+            })
+            .collect();
+        if !moved.is_empty() {
+            self.record
+                .warn("refs_moved", format!("other refs changed meanwhile: {}", moved.join(", ")));
+        }
+    }
+}
+
+/// The files of the git directory that are watched over.
+pub(super) fn capture(
+    session: &Session,
+    hooks_path: Option<&str>,
+) -> Result<Snapshot, crate::git::guarded::GuardError> {
+    Snapshot::capture(&session.workspace, hooks_path.map(Path::new))
+}

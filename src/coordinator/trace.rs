@@ -1,0 +1,111 @@
+//! What an attempt leaves for the next one and for people: its outcome in its folder, and, where
+//! the settings say so and the base ignores the place, a record in the tree.
+//!
+//! # Limitations
+//! A trace is a courtesy: that it could not be written changes no outcome.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use serde_json::json;
+
+use super::drive::Driver;
+use super::error::Failure;
+use super::outcome::Outcome;
+use super::place::PRIVATE_FILE;
+use crate::base::durable;
+use crate::git::rules::{Source, View};
+use crate::journal::Change as LedgerChange;
+use crate::tx::path::RepoPath;
+use crate::tx::state::{AttemptRecord, TxEvent, TxState};
+
+/// The name of the outcome in an attempt's folder: what `WORKTX_PREVIOUS` names.
+pub(super) const OUTCOME: &str = "outcome.json";
+const TREE_FOLDER: &str = ".trinity/journal";
+
+impl Driver<'_> {
+    /// Records the last event of an attempt, its outcome with it.
+    pub(super) fn apply_final(&mut self, event: TxEvent) -> Result<(), Failure> {
+        let status = self.row()?.map(|row| row.status);
+        let (name, expected) = (event.name(), self.record.state.tag());
+        let state = self.record.state.clone().apply(event).map_err(Failure::bug)?;
+        let record = AttemptRecord { state, ..self.record.clone() };
+        let outcome = self.outcome_value(&record, status);
+        self.rev = self.session.ledger.transition(&LedgerChange {
+            key: &self.key,
+            expected,
+            rev: self.rev,
+            record: &record,
+            event: name,
+            detail: &json!({}),
+            outcome: outcome.as_ref(),
+        })?;
+        self.record = record;
+        Ok(())
+    }
+
+    /// Writes the outcome where the next attempt and people find it.
+    pub(super) fn leave_trace(&mut self) {
+        let status = self.row().ok().flatten().map(|row| row.status);
+        let facts = self.spec.facts(&self.key);
+        let Some(outcome) = Outcome::of(facts, &self.record, status) else { return };
+        let Ok(bytes) = serde_json::to_vec_pretty(&outcome) else { return };
+        let path = self.session.place.attempt(&self.key).join(OUTCOME);
+        if let Err(error) = durable::write_file(&path, &bytes, PRIVATE_FILE) {
+            tracing::warn!(%error, "the outcome could not be written to the attempt's folder");
+        }
+        let undone = matches!(self.state(), TxState::RolledBack { undo: Some(_) });
+        if undone
+            && self.spec.settings.tree_record
+            && let Err(error) = self.leave_in_tree(&bytes)
+        {
+            tracing::warn!(%error, "no record of the attempt could be left in the tree");
+        }
+    }
+
+    /// `.trinity/journal/tx-<execution>-<attempt>.json`, where the base ignores it.
+    fn leave_in_tree(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let name = format!("tx-{}-{}.json", self.key.execution, self.key.attempt);
+        let path = RepoPath::new(format!("{TREE_FOLDER}/{name}")).map_err(std::io::Error::other)?;
+        let snapshot = self.snapshot().map_err(|_| std::io::Error::other("no manifest"))?;
+        let base = super::view::base_rules(&self.session.store, &snapshot)
+            .map_err(std::io::Error::other)?;
+        let rules = super::view::rules(&self.spec);
+        let ignored = View::new(&rules, Source::Base(&base))
+            .ignores(&path, false)
+            .map_err(std::io::Error::other)?;
+        if !ignored {
+            return Ok(());
+        }
+        let mut dir = self.session.root.open_self()?;
+        for part in TREE_FOLDER.split('/') {
+            match rustix::fs::mkdirat(&dir, part, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            dir = rustix::fs::openat(
+                &dir,
+                part,
+                OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(dir.as_fd(), &*name, flags, Mode::from_raw_mode(0o644))
+        {
+            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            other => other?,
+        };
+        let mut file = std::fs::File::from(file);
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.sync_all()
+    }
+}
+
+/// The outcome of an attempt before, if it left one.
+pub(super) fn outcome_file(folder: &Path) -> Option<String> {
+    let path = folder.join(OUTCOME);
+    path.exists().then(|| path.display().to_string())
+}

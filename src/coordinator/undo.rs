@@ -1,0 +1,420 @@
+//! The undo: pin what stands there, put the git directory, the branch and the scope back, then
+//! write the terminal that the cause calls for.
+//!
+//! Order rule: nothing of the tree is touched before everything in scope is pinned; the terminal
+//! and the state `rolled_back` are one db transaction, after everything is durable.
+//!
+//! # Limitations
+//! A path that cannot be brought back is retried a few times and then shown to an operator.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+
+use serde_json::json;
+
+use super::drive::{Driver, Stop};
+use super::error::Failure;
+use super::outcome::Outcome;
+use super::rescue::{PinKind, RescueSink, StoreBytes, held_by_pin};
+use super::seal::{hex, signature};
+use super::turn::branch_moved;
+use super::view;
+use crate::base::fault::{self, Point};
+use crate::gate::{Answer, EmbeddedGate};
+use crate::git::index;
+use crate::git::locks::{self, LockError};
+use crate::git::manifest::Described;
+use crate::git::promote::{self, Move};
+use crate::git::refs::Head;
+use crate::git::restore::{self, Restore, RestoreReport};
+use crate::git::rules::{BaseRules, Source, View};
+use crate::git::scan::{NewDirectories, ScanError};
+use crate::git::spill::Spill;
+use crate::git::undo::{self, Rules as UndoRules};
+use crate::journal::Change as LedgerChange;
+use crate::tx::cause::{Cause, QuarantineReason};
+use crate::tx::entry::{Change, Kind};
+use crate::tx::id::Oid;
+use crate::tx::path::RepoPath;
+use crate::tx::settings::{Limits, OnDrift};
+use crate::tx::state::{TxEvent, TxState, Undo};
+use crate::tx::verdict::{Status, Terminal, Verdict};
+use crate::tx::writer::ProvenDead;
+
+/// How often a restore is tried before an operator is asked.
+const TRIES: u32 = 3;
+
+impl Driver<'_> {
+    pub(super) fn undo(&mut self) -> Result<(), Stop> {
+        let TxState::RollingBack { undo } = self.state().clone() else {
+            return Err(Failure::bug("an undo in another state").into());
+        };
+        fault::point(Point::RollbackRecorded);
+        let target = self.session.target(&self.key, self.spec.branch.as_ref());
+        locks::release_own(&target)?;
+        let tip = self.where_to_rewind(&undo)?;
+
+        let snapshot = self.snapshot()?;
+        let base_rules = view::base_rules(&self.session.store, &snapshot)?;
+        let look = |how| view::look(self.session, &self.spec, &snapshot, &base_rules, how);
+        let (scan, listed) = match look(NewDirectories::Walk) {
+            Ok(scan) => (scan, false),
+            Err(ScanError::TooMany { .. } | ScanError::TooDeep { .. }) => {
+                (look(NewDirectories::Whole).map_err(view::scan_stop)?, true)
+            }
+            Err(error) => return Err(view::scan_stop(error)),
+        };
+        let too_large = too_large(&scan.changes, &self.spec.settings.limits, listed);
+        let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
+        let base_pin_tree = self.session.store.commit(base_pin)?.tree;
+
+        let pinned = match self.record.pins.discarded.last().cloned() {
+            Some(pin) => {
+                self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))?;
+                held_by_pin(&self.session.store, base_pin_tree, pin.id)?
+            }
+            None if scan.changes.is_empty() && tip.is_none() => HashMap::new(),
+            None => {
+                let parent = tip.unwrap_or(self.spec.base);
+                if tip.is_some() {
+                    // Git does not sync what it commits; the pin must not outlive its parent.
+                    self.session
+                        .store
+                        .sync()
+                        .map_err(Failure::other("making the turn's own commits durable"))?;
+                }
+                self.pin_changes(
+                    PinKind::Discarded,
+                    &scan.changes,
+                    base_pin_tree,
+                    &[parent],
+                    &too_large,
+                )?
+            }
+        };
+        fault::point(Point::DiscardedPinned);
+
+        self.put_back_git_directory()?;
+        if let Some(tip) = tip {
+            self.rewind(tip)?;
+        }
+        let report = self.restore(
+            undo.death.clone(),
+            scan.changes,
+            &pinned,
+            &too_large,
+            &base_rules,
+            base_pin_tree,
+            self.spec.settings.on_drift,
+        )?;
+        self.put_back_index()?;
+        self.session.manifest.apply(
+            report.new_stats,
+            None,
+            Described { head_tree: Some(self.spec.base_tree), root: Some(self.session.root.id()) },
+        )?;
+        fault::point(Point::Restored);
+        for path in report.drift {
+            if !self.record.drift.contains(&path) {
+                self.record.drift.push(path);
+            }
+        }
+        if !self.record.drift.is_empty() {
+            match self.spec.settings.on_drift {
+                OnDrift::Quarantine => {
+                    let paths = self.record.drift.clone();
+                    return Err(Stop::Quarantine(QuarantineReason::Drift { paths }));
+                }
+                OnDrift::Leave => self.record.warn(
+                    "drift_left",
+                    "somebody else changed files meanwhile; they are kept in a ref and left as they are",
+                ),
+                OnDrift::Restore => self.record.warn(
+                    "drift_restored",
+                    "somebody else changed files meanwhile; they are kept in a ref and put back",
+                ),
+            }
+        }
+        if !report.spilled.is_empty() {
+            let folder = self.session.place.spill(&self.key);
+            self.record.warn(
+                "spilled",
+                format!("what was too large to be pinned was moved to {}", folder.display()),
+            );
+        }
+        self.report_other_refs();
+        self.settle_undo(&undo)
+    }
+
+    /// Where the turn's own commits have the branch, if it is not at the base already.
+    ///
+    /// # Errors
+    /// Quarantine where the branch is somewhere that the undo cannot explain.
+    fn where_to_rewind(&mut self, undo: &Undo) -> Result<Option<Oid>, Stop> {
+        let head = self.session.refs.head()?;
+        let now = match (&head, &self.spec.branch) {
+            (Head::Branch(name, id), Some(branch)) if name == branch => *id,
+            (Head::Detached(id), None) => Some(*id),
+            _ => return Err(branch_moved(format!("HEAD is {head:?}"))),
+        };
+        match now {
+            Some(id) if id == self.spec.base => Ok(None),
+            Some(id) if Some(id) == undo.tip => Ok(Some(id)),
+            // A crash cut the turn off before anything of the branch was recorded.
+            Some(_) if undo.tip.is_none() => self.judge_moves(),
+            Some(id) => Err(branch_moved(format!("{} is at {id}", self.branch_ref()))),
+            None => Err(branch_moved(format!("{} is gone", self.branch_ref()))),
+        }
+    }
+
+    /// Moves the branch from the turn's own last commit back to the base, under git's locks.
+    fn rewind(&mut self, tip: Oid) -> Result<(), Stop> {
+        let target = self.session.target(&self.key, self.spec.branch.as_ref());
+        let held = locks::take(&target, self.bound()).map_err(lock_stop)?;
+        let index_before = promote::index_meaning(&target)
+            .map_err(|error| Stop::damaged(super::drive::chain(&error)))?;
+        let who = signature(&self.spec.author);
+        let message = format!("worktx {}: rolled back", self.key);
+        let plan = Move {
+            from: tip,
+            to: self.spec.base,
+            index_before,
+            index_changes: false,
+            who: &who,
+            message: &message,
+            make_logs: self.spec.git.logs_branches(),
+        };
+        promote::prepare(&held, tip, self.spec.base, None)?;
+        let moved = promote::promote(&held, &plan);
+        held.release()?;
+        moved.map_err(|error| branch_moved(super::drive::chain(&error)))?;
+        locks::forget(&target)?;
+        Ok(())
+    }
+
+    /// Puts the index back as it was saved at open, if it is another.
+    fn put_back_index(&mut self) -> Result<(), Stop> {
+        let now = index::load(self.session.workspace.git_dir())?;
+        if now.as_deref().map(|bytes| hex(&index::digest(bytes))) == self.spec.index_digest {
+            return Ok(());
+        }
+        let saved = match &self.spec.index_digest {
+            None => None,
+            Some(digest) => {
+                let path = self.session.place.attempt(&self.key).join("index.base");
+                let bytes = std::fs::read(&path).map_err(Failure::io("reading the saved index"))?;
+                if hex(&index::digest(&bytes)) != *digest {
+                    return Err(Stop::damaged("the saved index is not what was saved"));
+                }
+                Some(bytes)
+            }
+        };
+        let target = self.session.target(&self.key, self.spec.branch.as_ref());
+        index::restore(&target, saved.as_deref(), self.bound()).map_err(|error| {
+            Stop::Quarantine(QuarantineReason::RestoreBlocked {
+                paths: Vec::new(),
+                why: super::drive::chain(&error),
+            })
+        })?;
+        locks::forget(&target)?;
+        Ok(())
+    }
+
+    /// Brings the paths of `changes` back to what they were before. Whatever turns up and is held
+    /// by nothing is pinned first.
+    #[expect(clippy::too_many_arguments, reason = "each is one fact of one restore")]
+    pub(super) fn restore(
+        &mut self,
+        death: ProvenDead,
+        changes: Vec<Change>,
+        pinned: &HashMap<RepoPath, Oid>,
+        too_large: &HashSet<RepoPath>,
+        rules_of: &BaseRules,
+        onto: Oid,
+        on_drift: OnDrift,
+    ) -> Result<RestoreReport, Stop> {
+        let rules = view::rules(&self.spec);
+        let survives = |path: &RepoPath| rules.survives(path, false);
+        let plan_rules = UndoRules { pinned, survives: &survives, too_large };
+        let plan = undo::plan(death, changes, &plan_rules);
+        if plan.steps.is_empty() && plan.blocked.is_empty() && !self.has_temporary() {
+            return Ok(RestoreReport::default());
+        }
+        let base_view = RefCell::new(View::new(&rules, Source::Base(rules_of)));
+        let in_scope = |path: &RepoPath| {
+            !rules.survives(path, false)
+                && !rules.is_excluded(path, false)
+                && !base_view.borrow_mut().ignores(path, false).unwrap_or(false)
+        };
+        let mut spill = Spill::at(self.session.place.spill(&self.key));
+        let session = &mut *self.session;
+        let bytes = StoreBytes(&session.store);
+        let mut tries = 0;
+        let report = loop {
+            tries += 1;
+            let mut sink = RescueSink {
+                store: &session.store,
+                refs: &session.refs,
+                ledger: &mut session.ledger,
+                key: &self.key,
+                record: &mut self.record,
+                rev: &mut self.rev,
+                prefix: &self.spec.settings.ref_prefix,
+                onto,
+                parent: self.spec.base,
+                who: signature(&self.spec.author),
+                pack: None,
+                held: Vec::new(),
+            };
+            let mut on = Restore {
+                root: session.root.handle(),
+                temporary: &self.spec.temporary,
+                pinned,
+                in_scope: &in_scope,
+                on_drift,
+                bytes: &bytes,
+                rescue: &mut sink,
+                spill: &mut spill,
+                plain_renames: false,
+            };
+            let report = restore::restore(&plan, &mut on).map_err(|error| {
+                Stop::Quarantine(QuarantineReason::RestoreBlocked {
+                    paths: Vec::new(),
+                    why: super::drive::chain(&error),
+                })
+            })?;
+            if report.blocked.is_empty() || tries == TRIES {
+                break report;
+            }
+        };
+        if !report.blocked.is_empty() {
+            let paths = report.blocked;
+            let why = String::new();
+            return Err(Stop::Quarantine(QuarantineReason::RestoreBlocked { paths, why }));
+        }
+        Ok(report)
+    }
+
+    fn has_temporary(&self) -> bool {
+        !matches!(self.session.root.stat(&self.spec.temporary), Ok(None))
+    }
+
+    /// Writes the terminal, if the cause calls for one, and the state, in one db transaction.
+    fn settle_undo(&mut self, undo: &Undo) -> Result<(), Stop> {
+        let cause = &undo.cause;
+        let state = self.state().clone().apply(TxEvent::Undone).map_err(Failure::bug)?;
+        let record = crate::tx::state::AttemptRecord { state, ..self.record.clone() };
+        let expected = self.state().tag();
+        let facts = self.spec.facts(&self.key);
+        let detail = json!({ "reason": cause.reason() });
+        let (key, rev) = (self.key.clone(), self.rev);
+        let standing = self.row()?.map(|row| row.status);
+        let change = |status: Option<Status>| {
+            let outcome = Outcome::of(facts.clone(), &record, status);
+            outcome.and_then(|outcome| serde_json::to_value(outcome).ok())
+        };
+        match cause.terminal() {
+            None => {
+                let outcome = change(standing);
+                self.rev = self.session.ledger.transition(&LedgerChange {
+                    key: &key,
+                    expected,
+                    rev,
+                    record: &record,
+                    event: "undone",
+                    detail: &detail,
+                    outcome: outcome.as_ref(),
+                })?;
+            }
+            Some(status) => {
+                let ask = Terminal {
+                    status,
+                    from: Some(self.key.attempt),
+                    claim_token: self.spec.claim_token.clone(),
+                    error: Some(error_text(undo)),
+                };
+                let mut new_rev = rev;
+                let db = self.session.ledger.writable()?;
+                let verdict = EmbeddedGate::new(db).ask_and_record(
+                    &key.execution,
+                    &ask,
+                    |tx, answer: &Answer| {
+                        let outcome = change(answer.row.as_ref().map(|row| row.status));
+                        let change = LedgerChange {
+                            key: &key,
+                            expected,
+                            rev,
+                            record: &record,
+                            event: "undone",
+                            detail: &json!({ "reason": cause.reason(), "terminal_won": answer.won }),
+                            outcome: outcome.as_ref(),
+                        };
+                        new_rev = change.apply(tx)?;
+                        Ok::<(), crate::journal::LedgerError>(())
+                    },
+                )?;
+                if let Verdict::Unknown(why) = verdict {
+                    return Err(Stop::Quarantine(QuarantineReason::GateUnknown { why }));
+                }
+                self.rev = new_rev;
+            }
+        }
+        self.record = record;
+        self.leave_trace();
+        Ok(())
+    }
+}
+
+/// `[code] message`, as the platform folds it.
+fn error_text(undo: &Undo) -> String {
+    let code = undo.cause.error_code().as_str();
+    let message = match (&undo.cause, undo.turn.exit_code, undo.turn.signal) {
+        (Cause::TurnFailed, Some(code), _) => format!("the command returned {code}"),
+        (Cause::TurnFailed, None, Some(signal)) => format!("signal {signal} ended the command"),
+        _ => undo.cause.reason().replace('_', " "),
+    };
+    format!("[{code}] {message}")
+}
+
+pub(super) fn lock_stop(error: LockError) -> Stop {
+    match error {
+        LockError::Foreign { path } => {
+            Stop::Quarantine(QuarantineReason::ForeignLock { lock: path.display().to_string() })
+        }
+        LockError::Dir(error) => Stop::damaged(super::drive::chain(&error)),
+    }
+}
+
+/// What a turn created beyond the limits: moved aside unread instead of being pinned. With
+/// `listed`, new directories stand for everything beneath them.
+fn too_large(changes: &[Change], limits: &Limits, listed: bool) -> HashSet<RepoPath> {
+    let mut large = HashSet::new();
+    let mut rest: Vec<(&Change, u64)> = Vec::new();
+    for change in changes {
+        let Some(found) = &change.after else { continue };
+        if listed && change.before.is_none() && found.kind == Kind::Directory {
+            large.insert(change.path.clone());
+        } else if found.kind == Kind::File {
+            if found.stat.size > limits.file_bytes {
+                large.insert(change.path.clone());
+            } else {
+                rest.push((change, found.stat.size));
+            }
+        }
+    }
+    let mut bytes: u64 = rest.iter().map(|(_, size)| size).sum();
+    let mut files = rest.len() as u64;
+    if bytes > limits.total_bytes || files > limits.files {
+        // The largest first: the most is kept as a pin that way.
+        rest.sort_unstable_by_key(|(_, size)| std::cmp::Reverse(*size));
+        for (change, size) in rest {
+            if bytes <= limits.total_bytes && files <= limits.files {
+                break;
+            }
+            bytes -= size;
+            files -= 1;
+            large.insert(change.path.clone());
+        }
+    }
+    large
+}
