@@ -29,11 +29,12 @@ mod seal;
 pub mod session;
 pub mod spec;
 pub mod status;
-#[cfg(test)]
-mod test_lab;
 mod trace;
 mod turn;
 mod undo;
 mod validate;
 pub mod view;
 pub mod words;
+
+#[cfg(test)]
+mod test_lab;
