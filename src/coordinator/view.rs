@@ -165,13 +165,12 @@ pub fn settle(
 impl Driver<'_> {
     /// The manifest as it was at open.
     pub(super) fn snapshot(&mut self) -> Result<Snapshot, Stop> {
-        match &self.live.snapshot {
-            Some(snapshot) => Ok(snapshot.clone()),
-            None => {
-                let snapshot = self.session.manifest.load()?;
-                self.live.snapshot = Some(snapshot.clone());
-                Ok(snapshot)
-            }
+        if let Some(snapshot) = &self.live.snapshot {
+            Ok(snapshot.clone())
+        } else {
+            let snapshot = self.session.manifest.load()?;
+            self.live.snapshot = Some(snapshot.clone());
+            Ok(snapshot)
         }
     }
 

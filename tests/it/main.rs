@@ -3,6 +3,14 @@
 mod attacks;
 mod crash;
 mod lab;
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    reason = "helpers of tests, called as reads best"
+)]
+
 mod run;
 mod support;
 mod tidy;

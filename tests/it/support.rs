@@ -78,7 +78,7 @@ impl Repo {
             "[user]\n\tname = Test\n\temail = test@example.org\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n[safe]\n\tdirectory = *\n",
         )
         .expect("written");
-        Self { root, dir }
+        Self { dir, root }
     }
 
     pub fn home(&self) -> PathBuf {
