@@ -182,7 +182,8 @@ impl Driver<'_> {
             return Ok(None);
         }
         let path = self.session.place.attempt(&self.key).join("index.base");
-        let bytes = std::fs::read(path).map_err(Failure::io("reading the saved index"))?;
+        let bytes = std::fs::read(path)
+            .map_err(|error| Stop::damaged(format!("the saved index cannot be read: {error}")))?;
         Index::parse(&bytes).map(Some).map_err(|error| Stop::damaged(chain(&error)))
     }
 

@@ -136,6 +136,13 @@ impl Driver<'_> {
             match done {
                 Ok(()) => {}
                 Err(Stop::Quarantine(reason)) => self.quarantine(reason)?,
+                Err(Stop::Failure(Failure::Ledger(error @ LedgerError::Moved { .. })))
+                    if self.record.state.writer().is_some()
+                        || self.record.state.seal().is_some() =>
+                {
+                    let why = chain(&error);
+                    self.quarantine(QuarantineReason::WorkspaceDamaged { why })?;
+                }
                 Err(Stop::Failure(failure)) => return Err(failure),
             }
         }
@@ -193,11 +200,22 @@ impl Driver<'_> {
         serde_json::to_value(document).ok()
     }
 
-    /// Records that an operator decides.
+    /// Records that an operator decides. Where the ledger itself is gone, there is nothing to
+    /// record it in: whoever waits for the outcome is told all the same.
     pub fn quarantine(&mut self, reason: QuarantineReason) -> Result<(), Failure> {
         let fingerprint = super::observe::fingerprint(self.session, &self.spec).ok();
         let detail = json!({ "reason": reason.as_str(), "detail": reason.detail() });
-        self.apply(TxEvent::Quarantined { reason, fingerprint }, &detail)
+        let event = TxEvent::Quarantined { reason, fingerprint };
+        match self.apply(event.clone(), &detail) {
+            Err(Failure::Ledger(error @ LedgerError::Moved { .. })) => {
+                tracing::warn!(%error, "the quarantine could not be recorded");
+                self.record
+                    .warn("not_recorded", format!("this could not be recorded: {}", chain(&error)));
+                self.record.state = self.record.state.clone().apply(event).map_err(Failure::bug)?;
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Makes the ref of a pin that the ledger has.

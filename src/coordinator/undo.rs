@@ -202,7 +202,9 @@ impl Driver<'_> {
             None => None,
             Some(digest) => {
                 let path = self.session.place.attempt(&self.key).join("index.base");
-                let bytes = std::fs::read(&path).map_err(Failure::io("reading the saved index"))?;
+                let bytes = std::fs::read(&path).map_err(|error| {
+                    Stop::damaged(format!("the saved index cannot be read: {error}"))
+                })?;
                 if hex(&index::digest(&bytes)) != *digest {
                     return Err(Stop::damaged("the saved index is not what was saved"));
                 }

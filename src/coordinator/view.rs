@@ -177,7 +177,9 @@ impl Driver<'_> {
     /// The work tree as it was sealed; after a crash from what was kept of it.
     pub(super) fn sealed_view(&mut self) -> Result<&SealView, Stop> {
         if self.live.sealed.is_none() {
-            let file = SealFile::read(&self.session.place.attempt(&self.key))?;
+            // Trying again would not bring it back.
+            let file = SealFile::read(&self.session.place.attempt(&self.key))
+                .map_err(|error| Stop::damaged(super::drive::chain(&error)))?;
             self.live.sealed = Some(self.view_of(file)?);
         }
         self.live.sealed.as_ref().ok_or_else(|| Failure::bug("a seal without a view").into())

@@ -235,7 +235,7 @@ fn row_05_index_flags() {
     trap.run(&[], hide).exits(0);
     assert_eq!(trap.repo().git(&["show", "HEAD:README.md"]), "hidden");
     assert_eq!(trap.repo().git(&["show", "HEAD:secret.txt"]), "hidden2");
-    assert_eq!(trap.repo().git(&["rev-parse", "HEAD^{tree}"]), trap.repo().tree_by_git());
+    assert_eq!(trap.repo().status(), "?? dangling\n?? notes.txt");
     trap.lab.laws();
     // Same size, same time.
     let trap = Trap::new();
@@ -409,12 +409,7 @@ fn row_12_the_git_directory_is_gone() {
         for end in ["exit 3", "exit 0"] {
             let trap = Trap::new();
             let ran = trap.run(&[], &format!("echo x > x; rm -f notes.txt; {script}; {end}"));
-            assert!(
-                [0, 10, 20, 70, 1].contains(&ran.code),
-                "{script}: {}{}",
-                ran.stdout,
-                ran.stderr
-            );
+            assert!([0, 10, 20].contains(&ran.code), "{script}: {}{}", ran.stdout, ran.stderr);
             if ran.code == 10 {
                 trap.lab.as_before();
             } else {
@@ -519,7 +514,7 @@ fn row_21_the_root_moved_away() {
     ] {
         let trap = Trap::new();
         let ran = trap.run(&[], &format!("echo x > x; {script}; exit 3"));
-        assert!([20, 70, 1].contains(&ran.code), "{script}: {}{}", ran.stdout, ran.stderr);
+        assert!(ran.code == 20, "{script}: {} {}{}", ran.code, ran.stdout, ran.stderr);
         assert_eq!(
             fs::read_to_string(trap.repo().outside().join("moved/x")).expect("untouched"),
             "x\n"

@@ -265,7 +265,7 @@ fn listing_bytes(root: &Path) -> Vec<Vec<u8>> {
             let meta = fs::symlink_metadata(&path).expect("there");
             if meta.is_dir() {
                 todo.push(path);
-            } else if meta.is_file() {
+            } else if meta.is_file() && meta.len() < 1 << 20 {
                 all.push(fs::read(path).expect("readable"));
             }
         }

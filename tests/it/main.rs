@@ -1,8 +1,5 @@
 //! The tests on the real binary, real repositories and real processes: one test binary.
 
-mod attacks;
-mod crash;
-mod lab;
 #![allow(
     unreachable_pub,
     dead_code,
@@ -11,6 +8,9 @@ mod lab;
     reason = "helpers of tests, called as reads best"
 )]
 
+mod attacks;
+mod crash;
+mod lab;
 mod run;
 mod support;
 mod tidy;
