@@ -55,7 +55,7 @@ pub enum ColorChoice {
 #[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Command {
     /// Run a command as a transaction
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Say how the workspace stands, and what can be done about it
     Status(ReaderArgs),
     /// List attempts, newest first

@@ -33,7 +33,11 @@ pub fn reason(failure: &Failure) -> (&'static str, ErrorCode, u8) {
         F::Workspace(_) => error("no_workspace"),
         F::GitConfig(_) => error("bad_git_config"),
         F::Place(_) => error("state_directory"),
-        F::Ledger(inner) => error(ledger_word(inner)),
+        F::Ledger(LedgerError::NoExecution { .. }) => error("no_execution"),
+        F::Ledger(LedgerError::Ambiguous { .. }) => error("ambiguous"),
+        F::Ledger(LedgerError::Full { .. }) => error("no_space"),
+        F::Ledger(LedgerError::Newer { .. }) => error("newer_ledger"),
+        F::Ledger(_) => error("ledger"),
         F::Gate(_) => error("gate"),
         F::Busy { .. } => ("busy", ErrorCode::Busy, exit::BUSY),
         F::Lock(_) => error("workspace_lock"),
@@ -62,16 +66,6 @@ pub fn reason(failure: &Failure) -> (&'static str, ErrorCode, u8) {
         F::Dir(_) => error("git_directory"),
         F::Io { .. } | F::Other { .. } => error("io"),
         F::Bug(_) => ("bug", ErrorCode::Internal, exit::INTERNAL),
-    }
-}
-
-fn ledger_word(error: &LedgerError) -> &'static str {
-    match error {
-        LedgerError::NoExecution { .. } => "no_execution",
-        LedgerError::Ambiguous { .. } => "ambiguous",
-        LedgerError::Full { .. } => "no_space",
-        LedgerError::Newer { .. } => "newer_ledger",
-        _ => "ledger",
     }
 }
 

@@ -97,6 +97,36 @@ mod tests {
     use crate::tx::cause::QuarantineReason as Q;
 
     #[test]
+    fn a_writer_that_may_live_is_named() {
+        let host = serde_json::json!({
+            "machine_id": "m", "boot_id": "b", "pid_namespace": 1, "init_start_ticks": 1
+        });
+        let process = |pid: i32| serde_json::json!({ "pid": pid, "start_ticks": 1 });
+        let attempt = serde_json::json!({
+            "attempt": 1, "state": "quarantined", "held": "open", "outcome": "quarantined",
+            "workspace": "/w", "branch": "main", "command": "make",
+            "base": crate::tx::id::Oid::EMPTY_TREE, "candidate": null, "changes": null,
+            "reason": "writer_unproven", "detail": null, "turn": null, "post_check": null,
+            "writer": {
+                "host": host, "supervisor": process(20), "leader": process(21),
+                "cgroup": null, "started_ticks": 1
+            },
+            "refs": { "base": null, "candidate": null, "discarded": [], "rescue": [] },
+            "drift": [], "warnings": [], "started_at": "", "updated_at": "", "settled_at": null,
+            "running": false, "commands": ["worktx resolve e --keep --writer-dead"]
+        });
+        let mut attempt: ShownAttempt = serde_json::from_value(attempt).expect("a document");
+        insta::assert_snapshot!(explain(&attempt).join("\n"), @r"
+        A process of the command may still be writing: nothing is touched until it is proven dead, or you say so.
+        Nothing was decided: the tree is as the command left it.
+        Look for pid 21 (the command) and pid 20 (its supervisor) and for what they started. --writer-dead is your word that none of it writes any more; it is recorded.
+        --keep keeps the work under a ref, leaves the tree, and says FAILED.
+        ");
+        attempt.state = StateTag::Released;
+        assert!(explain(&attempt).is_empty());
+    }
+
+    #[test]
     fn every_reason_has_its_sentence() {
         let why = String::new;
         let reasons = [

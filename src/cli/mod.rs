@@ -76,7 +76,7 @@ fn called_with(words: impl IntoIterator<Item = OsString>) -> u8 {
 
 fn dispatch(global: &Global, command: Command) -> Result<u8, Failure> {
     match command {
-        Command::Run(args) => run::run(global, args),
+        Command::Run(args) => run::run(global, *args),
         Command::Status(args) => status::run(global, &args),
         Command::List(args) => list::run(global, &args),
         Command::Show(args) => show::run(global, &args),

@@ -18,7 +18,7 @@ pub(super) fn run(global: &Global, args: &RestoreArgs) -> Result<u8, Failure> {
         let (branch, commit) = (&document.branch, document.commit.short());
         output::print(&format!(
             "made the branch {branch} at {commit}; your work tree is as it was\n\
-             to look at it:    git log -p -1 {branch}\n\
+             to look at it:    git diff HEAD...{branch}\n\
              to take it over:  git merge --squash {branch}\n"
         ))?;
     }

@@ -38,7 +38,7 @@ pub fn hooks_folder(context: &Context) -> Result<PathBuf, Failure> {
         Ok(Head::Branch(name, _)) => Some(name),
         _ => None,
     };
-    let branch = branch.as_ref().map(super::super::tx::id::RefName::as_str);
+    let branch = branch.as_ref().map(crate::tx::id::RefName::as_str);
     let config = GitConfig::capture(workspace, &context.git_env(), branch)?;
     let path = config.hooks_path.as_deref().map(Path::new);
     Ok(install::hooks_folder(workspace.common_dir(), workspace.root(), path))

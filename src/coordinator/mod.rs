@@ -35,3 +35,6 @@ mod undo;
 mod validate;
 pub mod view;
 pub mod words;
+
+#[cfg(test)]
+mod test_lab;

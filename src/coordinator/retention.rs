@@ -173,3 +173,79 @@ fn folder_bytes(folder: &Path) -> u64 {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::query;
+    use super::super::test_lab::{Lab, gone, held};
+    use super::*;
+    use crate::tx::cause::QuarantineReason;
+    use crate::tx::state::TxState;
+
+    const NONE: Retention = Retention { days: 30, attempts: 0, discarded_bytes: 0 };
+
+    #[test]
+    fn only_what_is_settled_goes_and_all_of_it() {
+        let lab = Lab::new();
+        let work = lab.work("big", &"x".repeat(4000));
+        let old = lab.rolled_back("old", work);
+        let new = lab.rolled_back("new", work);
+        let stuck = lab.open("stuck", &gone());
+        let state = held(TxState::Open { turn: None }, QuarantineReason::Interrupted);
+        lab.set(&stuck, state, &[work]);
+        let earlier = lab.rolled_back("twice", work);
+        let later = lab.open("twice", &gone());
+        lab.repo.git(&["pack-refs", "--all"]);
+
+        let mut session = lab.session();
+        let everything = gc(&mut session, &NONE, true).expect("looked");
+        assert_eq!(everything.removed, ["new/1", "old/1"], "newest first");
+        assert_eq!((everything.refs_removed, everything.kept, everything.unsettled), (4, 3, 2));
+        assert_eq!(lab.own_refs().len(), 8, "a dry run leaves all");
+
+        // The newest settled ones stay: `twice/1` is one, `new/1` the other.
+        let two = Retention { attempts: 2, ..Retention::default() };
+        assert_eq!(gc(&mut session, &two, false).expect("done").removed, ["old/1"]);
+        assert!(lab.attempt(&old).is_none() && !lab.folder(&old).exists());
+        assert!(!lab.context.place.prepared(&old).exists());
+        // By bytes: two of 4,000 are more than 5,000.
+        let bytes = Retention { discarded_bytes: 5000, ..Retention::default() };
+        assert_eq!(gc(&mut session, &bytes, false).expect("done").removed, ["new/1"]);
+        assert!(lab.attempt(&new).is_none());
+        for key in [&stuck, &earlier, &later] {
+            assert!(lab.attempt(key).is_some(), "{key}");
+        }
+        assert_eq!(lab.own_refs().len(), 4);
+        lab.repo.git(&["fsck", "--strict"]);
+        drop(session);
+        // The row of what went still answers.
+        assert!(query::show(&lab.context, "old").expect("read").attempts.is_empty());
+    }
+
+    #[test]
+    fn a_gc_that_was_cut_off_is_gone_on_with() {
+        let lab = Lab::new();
+        let work = lab.work("a.txt", "two\n");
+        let key = lab.rolled_back("old", work);
+        for name in lab.own_refs() {
+            lab.repo.git(&["update-ref", "-d", &name]);
+        }
+        std::fs::remove_dir_all(lab.folder(&key)).expect("removed");
+        let done = gc(&mut lab.session(), &NONE, false).expect("done");
+        assert_eq!((done.removed.len(), done.refs_removed), (1, 0));
+        assert!(lab.attempt(&key).is_none());
+    }
+
+    #[test]
+    fn a_ref_that_somebody_moved_is_kept_with_its_attempt() {
+        let lab = Lab::new();
+        let work = lab.work("a.txt", "two\n");
+        let key = lab.rolled_back("old", work);
+        let name = format!("refs/worktx/tx/{key}/discarded/1");
+        lab.repo.git(&["update-ref", &name, &lab.base.to_string()]);
+        let done = gc(&mut lab.session(), &NONE, false).expect("done");
+        assert!(done.removed.is_empty());
+        assert_eq!(lab.repo.git(&["rev-parse", &name]), lab.base.to_string());
+        assert!(lab.attempt(&key).is_some());
+    }
+}

@@ -11,6 +11,9 @@
 mod attacks;
 mod crash;
 mod lab;
+mod crash;
+mod lab;
+mod readers;
 mod run;
 mod support;
 mod tidy;
