@@ -136,9 +136,9 @@ impl Driver<'_> {
             match done {
                 Ok(()) => {}
                 Err(Stop::Quarantine(reason)) => self.quarantine(reason)?,
-                Err(Stop::Failure(Failure::Ledger(error @ LedgerError::Moved { .. })))
-                    if self.record.state.writer().is_some()
-                        || self.record.state.seal().is_some() =>
+                Err(Stop::Failure(Failure::Ledger(error)))
+                    if is_lost(&error)
+                        && !matches!(self.record.state, TxState::Open { turn: None }) =>
                 {
                     let why = chain(&error);
                     self.quarantine(QuarantineReason::WorkspaceDamaged { why })?;
@@ -207,7 +207,7 @@ impl Driver<'_> {
         let detail = json!({ "reason": reason.as_str(), "detail": reason.detail() });
         let event = TxEvent::Quarantined { reason, fingerprint };
         match self.apply(event.clone(), &detail) {
-            Err(Failure::Ledger(error @ LedgerError::Moved { .. })) => {
+            Err(Failure::Ledger(error)) if is_lost(&error) => {
                 tracing::warn!(%error, "the quarantine could not be recorded");
                 self.record
                     .warn("not_recorded", format!("this could not be recorded: {}", chain(&error)));
@@ -271,6 +271,14 @@ pub fn row(session: &mut Session, key: &AttemptKey) -> Result<Option<Row>, Failu
     use crate::gate::Gate as _;
     let db = session.ledger.writable()?;
     EmbeddedGate::new(db).row(&key.execution).map_err(Failure::from)
+}
+
+/// Whether an error of the ledger says that there is none any more to record anything in.
+const fn is_lost(error: &LedgerError) -> bool {
+    matches!(
+        error,
+        LedgerError::Moved { .. } | LedgerError::NotALedger { .. } | LedgerError::Corrupt { .. }
+    )
 }
 
 /// Whether an error of the ledger says that somebody else has gone on with the attempt.
