@@ -11,8 +11,6 @@
 mod attacks;
 mod crash;
 mod lab;
-mod crash;
-mod lab;
 mod readers;
 mod run;
 mod support;
