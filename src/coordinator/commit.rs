@@ -22,7 +22,6 @@ use crate::base::fault::{self, Point};
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index::{self, Index, IndexChange};
 use crate::git::locks;
-use crate::git::manifest::Described;
 use crate::git::promote::{self, Move};
 use crate::journal::{Change as LedgerChange, LedgerError};
 use crate::tx::cause::QuarantineReason;
@@ -314,11 +313,7 @@ impl Driver<'_> {
         let seal = self.sealed()?;
         let _won: Won = self.won(&seal)?;
         let entries = self.sealed_view()?.file.entries.clone();
-        self.session.manifest.apply(
-            entries,
-            None,
-            Described { head_tree: Some(seal.tree), root: Some(self.session.root.id()) },
-        )?;
+        self.remember(entries, seal.tree)?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
         locks::release_own(&target)?;
         self.report_other_refs();

@@ -7,6 +7,7 @@
 //! # Limitations
 //! One attempt, one thread: every change of a file is made by the thread that drives.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -75,7 +76,7 @@ pub struct Live {
     /// The bound on it.
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<Arc<Snapshot>>,
     /// How the turn ended, where the state does not hold it.
     pub turn: Option<crate::tx::writer::TurnResult>,
     /// What stands in the scope since the seal.

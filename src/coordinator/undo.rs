@@ -23,7 +23,6 @@ use crate::base::fault::{self, Point};
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index;
 use crate::git::locks::{self, LockError};
-use crate::git::manifest::Described;
 use crate::git::promote::{self, Move};
 use crate::git::refs::Head;
 use crate::git::restore::{self, Restore, RestoreReport};
@@ -101,11 +100,7 @@ impl Driver<'_> {
             self.spec.settings.on_drift,
         )?;
         self.put_back_index()?;
-        self.session.manifest.apply(
-            report.new_stats,
-            None,
-            Described { head_tree: Some(self.spec.base_tree), root: Some(self.session.root.id()) },
-        )?;
+        self.remember(report.new_stats, self.spec.base_tree)?;
         fault::point(Point::Restored);
         for path in report.drift {
             if !self.record.drift.contains(&path) {

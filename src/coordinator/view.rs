@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::durable;
-use crate::git::manifest::{EntryChange, Snapshot};
+use crate::git::manifest::{Described, EntryChange, Snapshot};
 use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
 use crate::git::scan::{self, Scan, ScanError, ScanRequest};
 use crate::git::store::Store;
@@ -25,6 +26,10 @@ use crate::tx::entry::{Change, Entry, Found};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::Scope;
+
+/// How many changed paths make it worth to write them into the manifest: each is a file that the
+/// next attempt hashes again, some 20 µs, against the five syncs of a db transaction.
+const MANY: usize = 500;
 
 /// What was sealed, as far as the commit does not tell: kept in the attempt's folder, durable
 /// before the state `sealed`.
@@ -164,15 +169,33 @@ pub fn settle(
 
 impl Driver<'_> {
     /// The manifest as it was at open.
-    pub(super) fn snapshot(&mut self) -> Result<Snapshot, Stop> {
+    pub(super) fn snapshot(&mut self) -> Result<Arc<Snapshot>, Stop> {
         match &self.live.snapshot {
-            Some(snapshot) => Ok(snapshot.clone()),
+            Some(snapshot) => Ok(Arc::clone(snapshot)),
             None => {
-                let snapshot = self.session.manifest.load()?;
-                self.live.snapshot = Some(snapshot.clone());
+                let snapshot = Arc::new(self.session.manifest.load()?);
+                self.live.snapshot = Some(Arc::clone(&snapshot));
                 Ok(snapshot)
             }
         }
+    }
+
+    /// Writes what an attempt left into the manifest, where it is so much that looking at it
+    /// again would take longer than a db transaction.
+    ///
+    /// Nothing relies on it: the next attempt compares the tree with the manifest, and HEAD's tree
+    /// with the one that it describes, and until then it is the base of this one.
+    pub(super) fn remember(
+        &mut self,
+        entries: Vec<EntryChange>,
+        head_tree: Oid,
+    ) -> Result<(), Failure> {
+        if entries.len() >= MANY {
+            let root = Some(self.session.root.id());
+            let described = Described { head_tree: Some(head_tree), root };
+            self.session.manifest.apply(entries, None, described)?;
+        }
+        Ok(())
     }
 
     /// The work tree as it was sealed; after a crash from what was kept of it.
@@ -185,7 +208,7 @@ impl Driver<'_> {
     }
 
     pub(super) fn view_of(&mut self, file: SealFile) -> Result<SealView, Stop> {
-        let mut snapshot = self.snapshot()?;
+        let mut snapshot = Snapshot::clone(&*self.snapshot()?);
         snapshot.apply(file.entries.iter().cloned());
         let rules = base_rules(&self.session.store, &snapshot)?;
         Ok(SealView { snapshot, rules, file })
