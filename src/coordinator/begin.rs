@@ -44,7 +44,7 @@ use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
 use crate::process::{self, Bounds, Command, Output, Requests, Signals, Stdin, find_program};
 use crate::tx::cause::{Cause, ErrorCode};
-use crate::tx::entry::Found;
+use crate::tx::entry::{Found, GIT_LINK};
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::record::{AttemptRecord, Warning};
@@ -104,7 +104,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     let unprotected =
         request.triggered_by.as_deref().is_some_and(|kind| UNPROTECTED.contains(&kind));
     let git_env = context.git_env();
-    if let Err(refusals) = judge::judge(&context.workspace, &git_env, |_| true)
+    if let Err(refusals) = judge::readable(&context.workspace, &git_env)
         && refusals.iter().any(is_unreadable)
     {
         // Of such a repository nothing can be opened, the ledger's place included.
@@ -236,7 +236,8 @@ impl Begin<'_> {
                 reason: record.state.tag().as_str().to_owned(),
             }]));
         }
-        let facts = judge::judge(&session.workspace, &self.git_env, |_| false).map_err(refused)?;
+        let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)
+            .map_err(refused)?;
         facts.config.author()?;
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
 
@@ -262,12 +263,20 @@ impl Begin<'_> {
             let paths = staged.into_iter().map(|(path, _)| path).collect();
             refusals.push(Refusal::StagedChanges { paths });
         }
+        let submodules = submodules(&session.store, facts.tree, &index)?;
+        if !submodules.is_empty() {
+            refusals.push(Refusal::Submodules { paths: submodules });
+        }
         let baseline = self.establish(session, &facts)?;
         refusals.extend(self.judge_baseline(&baseline));
         if !refusals.is_empty() {
             return Err(refused(refusals));
         }
-        let index_meaning = hex(&index.meaning().0);
+        let meaning = index.meaning();
+        if let Some(bytes) = &index_bytes {
+            index::remember(bytes, meaning);
+        }
+        let index_meaning = hex(&meaning.0);
         Ok(Base { facts, baseline, index_bytes, index_meaning })
     }
 
@@ -320,9 +329,6 @@ impl Begin<'_> {
         let mut refusals = Vec::new();
         if !baseline.modified.is_empty() {
             refusals.push(Refusal::ModifiedTracked { paths: baseline.modified.clone() });
-        }
-        if !baseline.submodules.is_empty() {
-            refusals.push(Refusal::Submodules { paths: baseline.submodules.clone() });
         }
         if self.loaded.values.settings.untracked == Untracked::Refuse
             && !baseline.untracked.is_empty()
@@ -380,15 +386,12 @@ impl Begin<'_> {
         )?;
         let guarded = gitdir::capture(session, base.facts.config.hooks_path.as_deref())
             .map_err(Failure::other("reading the git directory"))?;
-        gitdir::save(&guarded, &folder)?;
-        let index_digest = match &base.index_bytes {
-            None => None,
-            Some(bytes) => {
-                durable::write_file(&folder.join("index.base"), bytes, PRIVATE_FILE)
-                    .map_err(Failure::io("keeping the index"))?;
-                Some(hex(&index::digest(bytes)))
-            }
-        };
+        let guarded = gitdir::to_bytes(&guarded)?;
+        let mut kept = vec![(gitdir::NAME, guarded.as_slice())];
+        kept.extend(base.index_bytes.as_deref().map(|bytes| ("index.base", bytes)));
+        durable::write_files(&folder, &kept, PRIVATE_FILE)
+            .map_err(Failure::io("keeping the index and the git directory's files"))?;
+        let index_digest = base.index_bytes.as_deref().map(|bytes| hex(&index::digest(bytes)));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = base.facts.config.author()?.clone();
         let base_pin = base_pin(session, &base, &author)?;
@@ -479,7 +482,7 @@ impl Begin<'_> {
             live: Live {
                 command: Some(command),
                 timeout: self.request.timeout,
-                snapshot: Some(base.baseline.snapshot),
+                snapshot: Some(Arc::new(base.baseline.snapshot)),
                 environment: self.request.context.invocation.environment.clone(),
                 ..Live::default()
             },
@@ -642,6 +645,23 @@ fn base_pin(
     pack.finish().map_err(Failure::other("pinning the base"))?;
     session.store.refresh();
     Ok(built.commit)
+}
+
+/// The submodules of a base: links to commits, and a list of them. Where nothing is staged, the
+/// index has what the tree has.
+fn submodules(
+    store: &crate::git::store::Store,
+    tree: Oid,
+    index: &Index,
+) -> Result<Vec<RepoPath>, Failure> {
+    let links = index.entries().filter(|entry| entry.mode == GIT_LINK);
+    let mut paths: Vec<RepoPath> = links.take(100).map(|entry| entry.repo_path()).collect();
+    let list = RepoPath::new(".gitmodules").map_err(Failure::bug)?;
+    if store.lookup(tree, &list)?.is_some() {
+        paths.push(list);
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 /// The largest attempt of an execution that the refs know.
