@@ -26,14 +26,14 @@ use super::rescue::pin_stop;
 use super::seal::{hex, signature};
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::{policy, reconcile, trace, view};
+use super::{policy, reconcile, retention, trace, view};
 use crate::base::durable;
 use crate::config::Loaded;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::gitconfig::GitEnv;
 use crate::git::index::{self, Index, IndexError};
 use crate::git::judge::{self, BaseFacts};
-use crate::git::lockfile::{self, Marker};
+use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::reflog;
@@ -454,6 +454,13 @@ impl Begin<'_> {
                 detail: json!({ "base": spec.base, "command": spec.command_line() }),
             },
         )?;
+        let holder = Holder {
+            process: process::own_process(),
+            boot_id: spec.boot_id.clone(),
+            command: "run".to_owned(),
+            attempt: Some(key.clone()),
+        };
+        session.lock.write_holder(&holder)?;
         match opened {
             Opened::Standing(row) => return Err(Failure::Standing(row.status)),
             Opened::Attempt(opened) if opened != key => {
@@ -506,6 +513,11 @@ impl Begin<'_> {
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         if settled {
             lockfile::clear_marker(&session.lock)?;
+        }
+        let retention = self.loaded.values.settings.retention;
+        if let Err(error) = retention::gc(session, &retention, false) {
+            // The attempt is at its end whatever becomes of old ones.
+            tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
         Ok(outcome)
     }
