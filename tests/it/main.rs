@@ -10,6 +10,7 @@
 
 mod attacks;
 mod crash;
+mod edges;
 mod lab;
 mod readers;
 mod run;
