@@ -17,7 +17,9 @@ pub(super) fn run(global: &Global, args: &IdArgs) -> Result<u8, Failure> {
     } else {
         let id = &document.execution_id;
         let text = match document.execution_status {
-            _ if is_won => format!("cancelled {id}; a turn that runs is ended and rolled back\n"),
+            _ if is_won => {
+                format!("cancelled {id}; if its command is running, it is ended and rolled back\n")
+            }
             Some(status) => format!("not cancelled: {id} already is {status}\n"),
             None => format!("not cancelled: {id} has no row, nothing of it ever ran\n"),
         };

@@ -24,6 +24,7 @@ mod init;
 mod list;
 pub mod output;
 mod post_check;
+mod progress;
 mod reconcile;
 pub mod refusal;
 pub mod render;

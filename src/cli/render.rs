@@ -8,12 +8,13 @@ use std::fmt::Write as _;
 use super::style::{Style, neutral};
 use crate::coordinator::documents::{
     DiffDocument, DoctorDocument, EventsDocument, GcDocument, ListDocument, ListedAttempt,
-    PostCheckDocument, ReconcileDocument, ResolveDocument, ShowDocument, ShownAttempt,
-    StatusDocument,
+    PostCheckDocument, ReconcileDocument, RefusalDocument, ResolveDocument, ShowDocument,
+    ShownAttempt, StatusDocument,
 };
 use crate::coordinator::outcome::{Outcome, OutcomeWord};
 use crate::tx::post_check::PostCheckOutcome;
 use crate::tx::state::{PostCheckRecord, StateTag};
+use crate::tx::verdict::Status;
 
 /// How many paths are listed before the rest is only counted.
 const SHOWN_PATHS: usize = 10;
@@ -43,7 +44,8 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
         OutcomeWord::Committed if outcome.reason.as_deref() == Some("nothing_to_commit") => {
             line!(
                 out,
-                "worktx: {word}: nothing to commit{replayed} {}",
+                "worktx: {}: nothing to commit{replayed} {}",
+                style.good("succeeded"),
                 style.faint(format!("({id}{attempt})"))
             );
         }
@@ -136,7 +138,7 @@ fn why(outcome: &Outcome) -> String {
             Some((None, Some(signal))) => format!("signal {signal} ended the command"),
             _ => "the command failed".to_owned(),
         },
-        "turn_timeout" => "the command ran out of its time".to_owned(),
+        "turn_timeout" => "the command ran out of time".to_owned(),
         "settle_by" => "it was not done by --settle-by".to_owned(),
         "cancelled" => "cancelled".to_owned(),
         "interrupted" => match outcome.outcome {
@@ -150,7 +152,7 @@ fn why(outcome: &Outcome) -> String {
         "not_started" => "it never started".to_owned(),
         "post_check_failed" => match outcome.post_check.as_ref() {
             Some(PostCheckRecord { outcome: PostCheckOutcome::Timeout, .. }) => {
-                "the post-check ran out of its time".to_owned()
+                "the post-check ran out of time".to_owned()
             }
             Some(PostCheckRecord { exit_code: Some(code), .. }) => {
                 format!("the post-check returned {code}")
@@ -164,7 +166,8 @@ fn why(outcome: &Outcome) -> String {
         "filter_unsupported" => "the command put files under a git filter".to_owned(),
         "unstorable" => "the command left something that git cannot store".to_owned(),
         "verdict_lost" => match outcome.execution_status {
-            Some(status) => format!("the execution already is {status}"),
+            Some(Status::Cancelled) => "the execution was cancelled".to_owned(),
+            Some(status) => format!("another writer's verdict stood first: {status}"),
             None => "another writer's verdict stood first".to_owned(),
         },
         "discarded" => "an operator discarded it".to_owned(),
@@ -237,12 +240,17 @@ fn attempts_table(style: Style, attempts: &[ListedAttempt]) -> String {
                 a.reason
                     .clone()
                     .unwrap_or_else(|| if a.running { "running".into() } else { String::new() }),
-                a.started_at.clone(),
+                seconds(&a.started_at),
                 shorten(&neutral(&a.command), 60),
             ]
         })
         .collect();
     style.table(&["execution", "attempt", "state", "reason", "started", "command"], rows) + "\n"
+}
+
+/// A time without its fraction of a second, for tables.
+fn seconds(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(whole, _)| format!("{whole}Z"))
 }
 
 fn shorten(text: &str, width: usize) -> String {
@@ -295,12 +303,15 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
         );
     }
     if let Some(turn) = &a.turn {
-        let ended = match (turn.exit_code, turn.signal) {
-            (Some(code), _) => format!("returned {code}"),
-            (None, Some(signal)) => format!("ended by signal {signal}"),
-            (None, None) => "not known how it ended".to_owned(),
-        };
-        line!(out, "  turn       {ended} after {} ms", turn.duration_ms);
+        match (turn.exit_code, turn.signal) {
+            (Some(code), _) => {
+                line!(out, "  turn       returned {code} after {} ms", turn.duration_ms);
+            }
+            (None, Some(signal)) => {
+                line!(out, "  turn       ended by signal {signal} after {} ms", turn.duration_ms);
+            }
+            (None, None) => line!(out, "  turn       how it ended was not recorded"),
+        }
         for process in &turn.killed {
             line!(
                 out,
@@ -347,7 +358,8 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
         line!(out, "  {text}");
     }
     if !a.commands.is_empty() {
-        line!(out, "  to settle it, one of:");
+        let what = if a.running { "to end it:" } else { "to settle it, one of:" };
+        line!(out, "  {what}");
         for command in &a.commands {
             line!(out, "    {command}");
         }
@@ -409,7 +421,11 @@ pub fn status(style: Style, d: &StatusDocument) -> String {
     } else {
         line!(out, "{}", style.bad("not ready: the next run would be refused"));
     }
-    for refusal in &d.refusals {
+    // What a turn at work has changed so far is no advice to anybody, and neither is "commit it"
+    // about a tree that a quarantined attempt left: that attempt comes first.
+    let is_quarantined = d.refusals.iter().any(|r| r.reason == "quarantined");
+    let shown = |r: &&RefusalDocument| !d.busy && (!is_quarantined || r.reason == "quarantined");
+    for refusal in d.refusals.iter().filter(shown) {
         line!(out, "  {}: {}", refusal.reason, neutral(&refusal.message));
         paths(
             &mut out,

@@ -3,9 +3,11 @@
 //! # Limitations
 //! With `--json` the document is the only thing on standard output; talk goes to standard error.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::args::{Global, OnDirtyArg, RunArgs};
+use super::progress::Spinner;
 use super::style::Style;
 use super::{error, output, render};
 use crate::config::{Flags, value};
@@ -112,5 +114,6 @@ fn request(global: &Global, args: RunArgs, execution: ExecutionId) -> Result<Run
         claim_token: args.claim_token,
         json: args.json,
         command: args.command,
+        watcher: Some(Arc::new(Spinner::new())),
     })
 }

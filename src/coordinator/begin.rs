@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -46,9 +47,18 @@ use crate::tx::cause::{Cause, ErrorCode};
 use crate::tx::entry::Found;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
+use crate::tx::record::{AttemptRecord, Warning};
 use crate::tx::settings::{OnDirty, Untracked};
-use crate::tx::state::{AttemptRecord, StateTag, TxState, Warning};
+use crate::tx::state::{StateTag, TxState};
 use crate::tx::verdict::Status;
+
+/// Is told how far the look at the work tree has come; by several threads.
+pub trait Watcher: std::fmt::Debug + Send + Sync {
+    /// So many names have been looked at.
+    fn looked_at(&self, names: u64);
+    /// The look is over.
+    fn over(&self);
+}
 
 /// What `run` is asked for.
 #[derive(Clone, Debug)]
@@ -71,6 +81,8 @@ pub struct RunRequest {
     pub json: bool,
     /// The command.
     pub command: Vec<OsString>,
+    /// Who wants to know how long the first look at the tree takes.
+    pub watcher: Option<Arc<dyn Watcher>>,
 }
 
 /// Kinds of work that never open a transaction: no recursion.
@@ -264,6 +276,8 @@ impl Begin<'_> {
         let rules = view::rules_of(&facts.config, &settings.scope);
         let attributes = policy::captured_attributes(&facts.config);
         let repository = open_repository(session.workspace.common_dir())?;
+        let watcher = self.request.watcher.as_deref();
+        let progress = watcher.map(|w| move |names| w.looked_at(names));
         let request = BaselineRequest {
             root: &session.root,
             repository: &repository,
@@ -275,9 +289,13 @@ impl Begin<'_> {
             limits: settings.limits,
             temporary: &[],
             keep_modified: false,
-            progress: None,
+            progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
         };
-        baseline::establish(&mut session.manifest, &request).map_err(|error| match error {
+        let established = baseline::establish(&mut session.manifest, &request);
+        if let Some(watcher) = watcher {
+            watcher.over();
+        }
+        established.map_err(|error| match error {
             BaselineError::TooMuch { too_large: paths, files, bytes } => {
                 let limits = settings.limits;
                 let (limit, allowed, found) = if !paths.is_empty() {
@@ -467,15 +485,22 @@ impl Begin<'_> {
             },
             signals: self.signals,
         };
-        driver.drive()?;
-        let settled = driver.state().tag().is_settled();
-        let status = driver.row()?.map(|row| row.status);
-        let facts = driver.spec.facts(&driver.key);
-        let mut outcome = Outcome::of(facts, &driver.record, status)
-            .ok_or_else(|| Failure::bug("a run that came to no end"))?;
-        if outcome.turn.is_none() {
-            outcome.turn = driver.live.turn.take();
+        let driven = driver.drive();
+        let started = driver.record.state.tag() != StateTag::RolledBack
+            && !matches!(driver.record.state, TxState::Open { turn: None });
+        if let Err(failure) = driven {
+            // The turn ran, and its end could not be recorded: reconcile goes on from there.
+            return Err(if started {
+                Failure::LeftOpen { key: driver.key.clone(), source: Box::new(failure) }
+            } else {
+                failure
+            });
         }
+        let settled = driver.state().tag().is_settled();
+        let status = driver.row().ok().flatten().map(|row| row.status);
+        let facts = driver.spec.facts(&driver.key);
+        let outcome = Outcome::of(facts, &driver.record, status)
+            .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         if settled {
             lockfile::clear_marker(&session.lock)?;
         }

@@ -27,8 +27,9 @@ use crate::journal::{Change as LedgerChange, LedgerError};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::Change;
 use crate::tx::path::RepoPath;
+use crate::tx::record::AttemptRecord;
 use crate::tx::settings::OnDrift;
-use crate::tx::state::{AttemptRecord, Seal, TxEvent};
+use crate::tx::state::{Seal, TxEvent};
 use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
 
 fn blocked(error: &dyn std::error::Error) -> Stop {

@@ -21,7 +21,8 @@ use crate::journal::{Change, LedgerError};
 use crate::process::{Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, Pin, RefName};
-use crate::tx::state::{AttemptRecord, Effect, TxEvent, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{Effect, TxEvent, TxState};
 use crate::tx::verdict::{Row, Status};
 
 /// Why an effect did not come to its end.
@@ -76,8 +77,6 @@ pub struct Live {
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.
     pub snapshot: Option<Snapshot>,
-    /// How the turn ended, where the state does not hold it.
-    pub turn: Option<crate::tx::writer::TurnResult>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
     /// The verdict, where this process won it.

@@ -341,7 +341,7 @@ impl Driver<'_> {
     fn settle_undo(&mut self, undo: &Undo) -> Result<(), Stop> {
         let cause = &undo.cause;
         let state = self.state().clone().apply(TxEvent::Undone).map_err(Failure::bug)?;
-        let record = crate::tx::state::AttemptRecord { state, ..self.record.clone() };
+        let record = crate::tx::record::AttemptRecord { state, ..self.record.clone() };
         let expected = self.state().tag();
         let facts = self.spec.facts(&self.key);
         let detail = json!({ "reason": cause.reason() });

@@ -206,7 +206,12 @@ fn chain(seen: &Observed<'_>, tip: Oid, mark: &str) -> Result<(), String> {
         }
         if !is_marked(&link.message, mark) && !seen.vouched.contains(&(link.old, link.new)) {
             let (old, new) = (link.old.short(), link.new.short());
-            return Err(format!("the move from {old} to {new} is not marked: {}", link.message));
+            let said = if link.message.is_empty() {
+                "has no reflog message".to_owned()
+            } else {
+                format!("is not marked as the command's: {}", link.message)
+            };
+            return Err(format!("the move from {old} to {new} {said}"));
         }
         at = link.new;
     }
