@@ -50,7 +50,7 @@ impl Driver<'_> {
         };
         fault::point(Point::RollbackRecorded);
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        locks::release_own(&target)?;
+        locks::forget(&target)?;
         let tip = self.where_to_rewind(&undo)?;
 
         self.put_back_root_mode()?;
