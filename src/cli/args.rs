@@ -52,9 +52,10 @@ pub enum ColorChoice {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Command {
     /// Run a command as a transaction
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Say how the workspace stands, and what can be done about it
     Status(ReaderArgs),
     /// List attempts, newest first
@@ -77,7 +78,7 @@ pub enum Command {
     Resolve(ResolveArgs),
     /// Drop what is kept of attempts that were settled long ago
     Gc(GcArgs),
-    /// Prepare a repository: a configuration file, an example post-check, the guard hook
+    /// Prepare a repository: the state directory and, if asked, the guard hook; no file of yours
     Init(InitArgs),
     /// Show in a repository of its own what worktx does
     Demo(DemoArgs),

@@ -1,55 +1,117 @@
 //! Talks to people: the command line, its texts, its exit codes.
 //!
+//! One file a command. Each gives back an exit code or a [`Failure`]; what a failure looks like is
+//! decided in [`error`] alone.
+//!
 //! # Limitations
 //! Standard output is data, standard error is talk.
 
 pub mod args;
-mod print;
+mod cancel;
+mod completions;
+mod demo;
+mod diff;
+#[cfg(test)]
+mod docs_tests;
+mod doctor;
+pub mod error;
+mod events;
+pub mod exit;
+pub mod explain;
+mod gc;
+mod guard_hook;
+mod init;
+mod list;
+pub mod output;
+mod post_check;
+mod reconcile;
+pub mod refusal;
 pub mod render;
+mod resolve;
+mod restore;
 mod run;
+mod show;
+mod status;
 pub mod style;
-mod error {
-    //! temporary
-    use crate::coordinator::error::Failure;
-    use crate::coordinator::outcome::OutcomeWord;
-    use crate::tx::cause::ErrorCode;
-    pub struct Said {
-        pub outcome: OutcomeWord,
-        pub reason: &'static str,
-        pub error_code: Option<ErrorCode>,
-        pub message: String,
-    }
-    pub fn explain(f: &Failure) -> Said {
-        let (o, c) = match f {
-            Failure::Refused { .. } => (OutcomeWord::Refused, ErrorCode::Refused),
-            Failure::Busy { .. } => (OutcomeWord::Busy, ErrorCode::Busy),
-            Failure::Standing(_) => (OutcomeWord::Error, ErrorCode::Reconciled),
-            _ => (OutcomeWord::Error, ErrorCode::Internal),
-        };
-        Said { outcome: o, reason: "x", error_code: Some(c), message: format!("{f:?}") }
-    }
-}
-use crate::coordinator::error::Failure;
-use clap::Parser as _;
+
+use std::ffi::OsString;
 use std::process::ExitCode;
-fn start_dir(g: &args::Global) -> Result<std::path::PathBuf, Failure> {
-    match &g.workspace {
-        Some(d) => Ok(d.clone()),
-        None => std::env::current_dir().map_err(Failure::io("cwd")),
+
+use clap::Parser as _;
+
+use args::{Cli, Command, Global};
+
+use crate::config::Flags;
+use crate::coordinator::context::{Context, Invocation};
+use crate::coordinator::error::Failure;
+use style::Style;
+
+/// The variable that turns the log on; the filter is that of `tracing-subscriber`.
+const LOG: &str = "WORKTX_LOG";
+
+/// Everything after the supervisor's question: parses, does, and says what came of it.
+pub fn main() -> ExitCode {
+    ExitCode::from(called_with(std::env::args_os()))
+}
+
+fn called_with(words: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody can be told where that fails.
+            let _ = error.print();
+            return if error.use_stderr() { exit::USAGE } else { exit::OK };
+        }
+    };
+    log_to_stderr();
+    let Cli { global, command } = cli;
+    match dispatch(&global, command) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::say(&error::report(Style::stderr(global.color), &failure));
+            error::reason(&failure).2
+        }
     }
 }
-fn print_error(_g: &args::Global, f: &Failure) {
-    eprintln!("Error: {}", crate::coordinator::drive::chain(f));
-    eprintln!("{f:?}");
+
+fn dispatch(global: &Global, command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Run(args) => run::run(global, *args),
+        Command::Status(args) => status::run(global, &args),
+        Command::List(args) => list::run(global, &args),
+        Command::Show(args) => show::run(global, &args),
+        Command::Diff(args) => diff::run(global, &args),
+        Command::Events(args) => events::run(global, &args),
+        Command::Cancel(args) => cancel::run(global, &args),
+        Command::Restore(args) => restore::run(global, &args),
+        Command::PostCheck(args) => post_check::run(global, args),
+        Command::Reconcile(args) => reconcile::run(global, args),
+        Command::Resolve(args) => resolve::run(global, args),
+        Command::Gc(args) => gc::run(global, &args),
+        Command::Init(args) => init::run(global, &args),
+        Command::Demo(args) => demo::run(global, args),
+        Command::Doctor(args) => doctor::run(global, &args),
+        Command::Completions(args) => completions::shell(&args),
+        Command::Man => completions::man(),
+        Command::GuardHook => Ok(guard_hook::run(global)),
+    }
 }
-pub fn main() -> ExitCode {
-    let cli = args::Cli::parse();
-    let r = match cli.command {
-        args::Command::Run(a) => run::run(&cli.global, a),
-        _ => Ok(ExitCode::from(1)),
-    };
-    r.unwrap_or_else(|f| {
-        print_error(&cli.global, &f);
-        ExitCode::from(1)
-    })
+
+/// The workspace that the global options name.
+fn context(global: &Global) -> Result<Context, Failure> {
+    let flags = Flags { profile: global.profile.clone(), ..Flags::default() };
+    Context::find(Invocation::of_process(global.workspace.clone(), flags)?)
+}
+
+/// Off unless it is asked for; a filter that makes no sense is said, and then it is off too.
+fn log_to_stderr() {
+    let Some(filter) = std::env::var_os(LOG).filter(|value| !value.is_empty()) else { return };
+    let filter = filter.to_string_lossy();
+    match tracing_subscriber::EnvFilter::try_new(&*filter) {
+        Ok(filter) => {
+            let log = tracing_subscriber::fmt().with_env_filter(filter);
+            let _ = log.with_writer(std::io::stderr).with_ansi(false).try_init();
+        }
+        Err(error) => output::say(&format!("warning: {LOG}: {error}\n")),
+    }
 }

@@ -343,6 +343,9 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
     for warning in &a.warnings {
         line!(out, "  {} {}", style.notice("warning:"), neutral(&warning.message));
     }
+    for text in super::explain::explain(a) {
+        line!(out, "  {text}");
+    }
     if !a.commands.is_empty() {
         line!(out, "  to settle it, one of:");
         for command in &a.commands {

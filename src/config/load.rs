@@ -25,7 +25,7 @@ pub const REPOSITORY_FILE: &str = ".worktx.toml";
 /// The variable that names the profile.
 pub const PROFILE_VARIABLE: &str = "WORKTX_PROFILE";
 /// Variables that worktx sets or reads, and that are no keys.
-pub const HANDED_OUT: [&str; 10] = [
+pub const HANDED_OUT: [&str; 12] = [
     PROFILE_VARIABLE,
     "WORKTX_EXECUTION_ID",
     "WORKTX_ATTEMPT",
@@ -36,6 +36,8 @@ pub const HANDED_OUT: [&str; 10] = [
     "WORKTX_POST_CHECK_DIR",
     "WORKTX_PREVIOUS",
     "WORKTX_FAULT",
+    "WORKTX_LOG",
+    "WORKTX_CLAIM_TOKEN",
 ];
 /// The profiles, the default first.
 pub(super) const PROFILES: [&str; 2] = ["default", "trinity"];

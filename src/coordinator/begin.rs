@@ -9,12 +9,14 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
+use super::context::{Context, Invocation};
 use super::drive::{Driver, Live, chain};
 use super::error::Failure;
 use super::gitdir;
@@ -22,22 +24,22 @@ use super::outcome::{Outcome, OutcomeWord};
 use super::place::{PRIVATE_DIR, PRIVATE_FILE, temporary_name};
 use super::rescue::pin_stop;
 use super::seal::{hex, signature};
-use super::session::{Session, find_place};
+use super::session::Session;
 use super::spec::AttemptSpec;
 use super::{policy, reconcile, trace, view};
 use crate::base::durable;
-use crate::config::{self, Flags, Loaded, Sources, UserFile};
+use crate::config::Loaded;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::gitconfig::GitEnv;
 use crate::git::index::{self, Index, IndexError};
 use crate::git::judge::{self, BaseFacts};
 use crate::git::lockfile::{self, Marker};
+use crate::git::manifest::child_path;
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::reflog;
 use crate::git::refusal::Refusal;
 use crate::git::store::open_repository;
-use crate::git::workspace::Workspace;
 use crate::hook::Capture;
 use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
@@ -53,14 +55,10 @@ use crate::tx::verdict::Status;
 /// What `run` is asked for.
 #[derive(Clone, Debug)]
 pub struct RunRequest {
-    /// A directory in the work tree.
-    pub start: PathBuf,
-    /// The current directory: the turn runs there.
-    pub cwd: PathBuf,
+    /// The workspace, the user's settings, how worktx was called.
+    pub context: Context,
     /// The unit of work.
     pub execution: ExecutionId,
-    /// What the flags say.
-    pub flags: Flags,
     /// The bound on the turn.
     pub timeout: Option<Duration>,
     /// When everything up to the gate must be done, RFC 3339.
@@ -75,44 +73,10 @@ pub struct RunRequest {
     pub json: bool,
     /// The command.
     pub command: Vec<OsString>,
-    /// The environment.
-    pub environment: Vec<(OsString, OsString)>,
 }
 
 /// Kinds of work that never open a transaction: no recursion.
 const UNPROTECTED: [&str; 3] = ["validation", "maintenance", "health"];
-
-/// The configuration of a workspace: the user's files, the environment, flags, and the
-/// repository's own file as of `base`.
-pub fn configure(
-    workspace: &Workspace,
-    repository_file: Option<&[u8]>,
-    environment: &[(OsString, OsString)],
-    flags: &Flags,
-    cwd: &Path,
-) -> Result<Loaded, Failure> {
-    let user = UserFile::read(environment)?;
-    Ok(config::load(&Sources {
-        repository: repository_file,
-        user: user.as_ref(),
-        environment,
-        flags,
-        workspace: workspace.root(),
-        cwd,
-    })?)
-}
-
-/// `.worktx.toml` as of a tree.
-pub fn repository_file(
-    store: &crate::git::store::Store,
-    tree: Oid,
-) -> Result<Option<Vec<u8>>, Failure> {
-    let path = RepoPath::new(".worktx.toml").map_err(Failure::bug)?;
-    match store.lookup(tree, &path)? {
-        Some((mode, id)) if mode != crate::tx::entry::GIT_SYMLINK => Ok(Some(store.blob(id)?)),
-        _ => Ok(None),
-    }
-}
 
 /// Runs a command as a transaction, to its end.
 ///
@@ -120,28 +84,26 @@ pub fn repository_file(
 /// [`Failure`] where nothing ran, or where the end could not be recorded.
 pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
-    let workspace = Workspace::discover(&request.start)?;
-    if request.flags.on_dirty == Some(OnDirty::Capture) {
+    let context = &request.context;
+    let Invocation { cwd, flags, .. } = &context.invocation;
+    if flags.on_dirty == Some(OnDirty::Capture) {
         return Err(Failure::Usage("--on-dirty capture is not supported yet".to_owned()));
     }
-    let search_path = variable(&request.environment, "PATH");
     let first = request.command.first().cloned().unwrap_or_default();
-    let program = find_program(&first, &request.cwd, search_path.as_deref())?;
-
-    // The state directory may be set by the user's files and the environment only.
-    let early = configure(&workspace, None, &request.environment, &request.flags, &request.cwd)?;
-    let place = find_place(&workspace, early.values.state_dir.as_deref())?;
+    let program = find_program(&first, cwd, context.variable("PATH"))?;
     let unprotected =
         request.triggered_by.as_deref().is_some_and(|kind| UNPROTECTED.contains(&kind));
-    let git_env = GitEnv::new(request.environment.iter().cloned());
-    if let Err(refusals) = judge::readable(&workspace, &git_env)
-        && refusals.iter().any(|r| is_unreadable(r))
+    let git_env = context.git_env();
+    if let Err(refusals) = judge::readable(&context.workspace, &git_env)
+        && refusals.iter().any(is_unreadable)
     {
         // Of such a repository nothing can be opened, the ledger's place included.
         return Err(Failure::Refused { refusals, warnings: Vec::new() });
     }
+    let (workspace, place) = (context.workspace.clone(), context.place.clone());
     let mut session = Session::open(workspace, place, "run", request.wait)?;
-    let mut begin = Begin { request, signals, program, git_env, loaded: early };
+    let loaded = context.user.clone();
+    let mut begin = Begin { request, signals, program, git_env, loaded };
     if unprotected {
         return begin.run_unprotected(&mut session, Vec::new());
     }
@@ -160,10 +122,6 @@ fn is_unreadable(refusal: &Refusal) -> bool {
             | Refusal::Damaged { .. }
             | Refusal::BadConfig { .. }
     )
-}
-
-pub(super) fn variable(environment: &[(OsString, OsString)], name: &str) -> Option<OsString> {
-    environment.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.clone())
 }
 
 struct Begin<'r> {
@@ -230,18 +188,17 @@ impl Begin<'_> {
                     .into_iter()
                     .find(|a| Some(a.key.attempt) == attempt)
                     .and_then(|a| a.outcome);
-                let mut outcome = match recorded {
-                    Some(value) => serde_json::from_value(value)
-                        .map_err(Failure::other("reading the recorded outcome"))?,
-                    None => {
-                        let root = session.workspace.root().display().to_string();
-                        let mut outcome =
-                            Outcome::without_attempt(id.clone(), OutcomeWord::Committed, &root);
-                        outcome.attempt = attempt;
-                        outcome.commit = execution.row.success.map(|s| s.candidate);
-                        outcome.candidate = outcome.commit;
-                        outcome
-                    }
+                let mut outcome = if let Some(value) = recorded {
+                    serde_json::from_value(value)
+                        .map_err(Failure::other("reading the recorded outcome"))?
+                } else {
+                    let root = session.workspace.root().display().to_string();
+                    let mut outcome =
+                        Outcome::without_attempt(id.clone(), OutcomeWord::Committed, &root);
+                    outcome.attempt = attempt;
+                    outcome.commit = execution.row.success.map(|s| s.candidate);
+                    outcome.candidate = outcome.commit;
+                    outcome
                 };
                 outcome.replayed = true;
                 outcome.execution_status = Some(Status::Success);
@@ -254,7 +211,9 @@ impl Begin<'_> {
 
     fn judge(&mut self, session: &mut Session) -> Result<Base, Failure> {
         let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
-        for attempt in session.ledger.unsettled(Some(&session.workspace.id()))? {
+        if let Some(attempt) =
+            session.ledger.unsettled(Some(&session.workspace.id()))?.into_iter().next()
+        {
             let record = attempt.record()?;
             if let TxState::Quarantined { reason, .. } = &record.state {
                 return Err(refused(vec![Refusal::Quarantined {
@@ -270,14 +229,7 @@ impl Begin<'_> {
         let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)
             .map_err(refused)?;
         facts.config.author()?;
-        let file = repository_file(&session.store, facts.tree)?;
-        self.loaded = configure(
-            &session.workspace,
-            file.as_deref(),
-            &self.request.environment,
-            &self.request.flags,
-            &self.request.cwd,
-        )?;
+        self.loaded = self.request.context.settings(&session.store, facts.tree)?;
 
         let index_bytes = index::load(session.workspace.git_dir())?;
         let index = match &index_bytes {
@@ -372,7 +324,7 @@ impl Begin<'_> {
             let paths = vec![path.clone()];
             refusals.push(match why {
                 Unsupported::Filter(driver) => {
-                    Refusal::FilterDriver { driver: driver.to_string(), paths }
+                    Refusal::FilterDriver { driver: driver.clone(), paths }
                 }
                 Unsupported::Encoding(_) => Refusal::WorkingTreeEncoding { paths },
                 Unsupported::Ident => Refusal::Ident { paths },
@@ -404,14 +356,15 @@ impl Begin<'_> {
         durable::create_dir_all(&folder, PRIVATE_DIR)
             .map_err(Failure::io("making the attempt's folder"))?;
 
-        let home = variable(&self.request.environment, "HOME").map(PathBuf::from);
-        let path = variable(&self.request.environment, "PATH").unwrap_or_default();
+        let context = &self.request.context;
+        let home = context.variable("HOME").map(PathBuf::from);
+        let path = context.variable("PATH").unwrap_or_default();
         let post_check = capture(
             &CaptureRequest {
                 choice: &self.loaded.values.post_check,
                 workspace: session.workspace.root(),
                 home: home.as_deref(),
-                search_path: &path,
+                search_path: path,
             },
             &folder,
         )?;
@@ -425,7 +378,7 @@ impl Begin<'_> {
         let index_digest = base.index_bytes.as_deref().map(|bytes| hex(&index::digest(bytes)));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = base.facts.config.author()?.clone();
-        let base_pin = self.base_pin(session, &base, &author)?;
+        let base_pin = base_pin(session, &base, &author)?;
         let previous = in_ledger.and_then(|n| {
             let before = AttemptKey { execution: key.execution.clone(), attempt: n };
             trace::outcome_file(&session.place.attempt(&before))
@@ -514,7 +467,7 @@ impl Begin<'_> {
                 command: Some(command),
                 timeout: self.request.timeout,
                 snapshot: Some(Arc::new(base.baseline.snapshot)),
-                environment: self.request.environment.clone(),
+                environment: self.request.context.invocation.environment.clone(),
                 ..Live::default()
             },
             signals: self.signals,
@@ -536,7 +489,7 @@ impl Begin<'_> {
 
     /// The command, with what the design adds to its environment.
     fn command(&self, attempt: Option<(&AttemptKey, &AttemptSpec)>) -> Command {
-        let mut env = self.request.environment.clone();
+        let mut env = self.request.context.invocation.environment.clone();
         let mut set = |name: &str, value: OsString| {
             env.retain(|(n, _)| n != name);
             env.push((name.into(), value));
@@ -546,9 +499,9 @@ impl Begin<'_> {
             set("WORKTX_ATTEMPT", key.attempt.to_string().into());
             set("WORKTX_WORKSPACE", spec.workspace.root().into());
             set("GIT_REFLOG_ACTION", reflog::mark(key).into());
-            let count = variable(&self.request.environment, "GIT_CONFIG_COUNT")
-                .and_then(|n| n.to_str().and_then(|n| n.parse::<u32>().ok()))
-                .unwrap_or(0);
+            let count = self.request.context.variable("GIT_CONFIG_COUNT");
+            let count: u32 =
+                count.and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).unwrap_or(0);
             set(&format!("GIT_CONFIG_KEY_{count}"), "core.logAllRefUpdates".into());
             set(&format!("GIT_CONFIG_VALUE_{count}"), "true".into());
             set("GIT_CONFIG_COUNT", (count + 1).to_string().into());
@@ -560,7 +513,7 @@ impl Begin<'_> {
         Command {
             program: self.program.clone(),
             argv: self.request.command.clone(),
-            cwd: self.request.cwd.clone(),
+            cwd: self.request.context.invocation.cwd.clone(),
             env,
             stdin: Stdin::Inherit,
             output: if self.request.json { Output::StdoutToStderr } else { Output::Inherit },
@@ -584,68 +537,12 @@ impl Begin<'_> {
         }
     }
 
-    /// The commit that keeps the base alive: the base itself, or one on top of it with what is
-    /// untracked and what differs from git's bytes.
-    fn base_pin(
-        &self,
-        session: &Session,
-        base: &Base,
-        author: &crate::git::gitconfig::Identity,
-    ) -> Result<Oid, Failure> {
-        let mut additions: Vec<(RepoPath, Found)> = base
-            .baseline
-            .untracked
-            .iter()
-            .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
-            .collect();
-        for (path, packed) in base.baseline.snapshot.iter() {
-            let entry = packed.entry();
-            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
-                && entry.kind.has_bytes()
-            {
-                additions.push((path, Found { kind: entry.kind, stat: entry.stat }));
-            }
-        }
-        if additions.is_empty() {
-            return Ok(base.facts.commit);
-        }
-        let who = signature(author);
-        let nothing = HashSet::new();
-        let mut pack = PackWriter::new(&session.store);
-        let from = PinSource {
-            root: session.root.handle(),
-            store: &session.store,
-            onto: base.facts.tree,
-            parents: &[base.facts.commit],
-            too_large: &nothing,
-            who: &who,
-            message: "worktx: the base, with what was untracked\n",
-        };
-        let stopped = |stop| match stop {
-            super::drive::Stop::Failure(failure) => failure,
-            super::drive::Stop::Quarantine(reason) => Failure::impossible(
-                format!(
-                    "the base cannot be pinned: {} {}",
-                    reason.as_str(),
-                    reason.detail().unwrap_or_default()
-                ),
-                "worktx status",
-            ),
-        };
-        let built = pin::build_base_pin(&from, &additions, &mut pack)
-            .map_err(|error| stopped(pin_stop(error)))?;
-        pack.finish().map_err(Failure::other("pinning the base"))?;
-        session.store.refresh();
-        Ok(built.commit)
-    }
-
     /// Runs without a transaction, under the lock.
     fn run_unprotected(
         &self,
         session: &mut Session,
         warnings: Vec<Warning>,
     ) -> Result<Outcome, Failure> {
-        use std::os::fd::AsFd as _;
         let id = &self.request.execution;
         let root = session.workspace.root().display().to_string();
         let folder = session.place.state.join("unprotected").join(id.as_str());
@@ -689,6 +586,63 @@ fn submodules(
     }
     paths.sort();
     Ok(paths)
+}
+
+/// The commit that keeps the base alive: the base itself, or one on top of it with what is
+/// untracked and what differs from git's bytes.
+fn base_pin(
+    session: &Session,
+    base: &Base,
+    author: &crate::git::gitconfig::Identity,
+) -> Result<Oid, Failure> {
+    let mut additions: Vec<(RepoPath, Found)> = base
+        .baseline
+        .untracked
+        .iter()
+        .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
+        .collect();
+    for (dir, row) in base.baseline.snapshot.rows() {
+        for child in row.iter().filter(|child| child.is_tracked()) {
+            let entry = child.entry();
+            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
+                && entry.kind.has_bytes()
+            {
+                let found = Found { kind: entry.kind, stat: entry.stat };
+                additions.push((child_path(dir, child.name), found));
+            }
+        }
+    }
+    if additions.is_empty() {
+        return Ok(base.facts.commit);
+    }
+    let who = signature(author);
+    let nothing = HashSet::new();
+    let mut pack = PackWriter::new(&session.store);
+    let from = PinSource {
+        root: session.root.handle(),
+        store: &session.store,
+        onto: base.facts.tree,
+        parents: &[base.facts.commit],
+        too_large: &nothing,
+        who: &who,
+        message: "worktx: the base, with what was untracked\n",
+    };
+    let stopped = |stop| match stop {
+        super::drive::Stop::Failure(failure) => failure,
+        super::drive::Stop::Quarantine(reason) => Failure::impossible(
+            format!(
+                "the base cannot be pinned: {} {}",
+                reason.as_str(),
+                reason.detail().unwrap_or_default()
+            ),
+            "worktx status",
+        ),
+    };
+    let built = pin::build_base_pin(&from, &additions, &mut pack)
+        .map_err(|error| stopped(pin_stop(error)))?;
+    pack.finish().map_err(Failure::other("pinning the base"))?;
+    session.store.refresh();
+    Ok(built.commit)
 }
 
 /// The largest attempt of an execution that the refs know.

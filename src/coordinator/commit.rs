@@ -266,6 +266,11 @@ impl Driver<'_> {
     pub(super) fn promote(&mut self) -> Result<(), Stop> {
         let seal = self.sealed()?;
         let won = self.won(&seal)?;
+        if self.is_past_candidate(&seal)? {
+            // Somebody built on it: what promotion was to bring about has come about.
+            self.apply(TxEvent::Promoted, &json!({ "commit": seal.candidate, "by": "others" }))?;
+            return Ok(());
+        }
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
         let held = match self.live.held.take() {
             Some(held) => held,
@@ -278,6 +283,16 @@ impl Driver<'_> {
         }
         held.release()?;
         moved
+    }
+
+    /// The branch has gone on from the candidate.
+    fn is_past_candidate(&self, seal: &Seal) -> Result<bool, Stop> {
+        let now = self.session.refs.get(&self.branch_ref())?;
+        Ok(seal.has_new_commit()
+            && now.is_some_and(|now| {
+                now != seal.candidate
+                    && self.session.store.is_descendant(now, seal.candidate).unwrap_or(false)
+            }))
     }
 
     fn move_branch(&mut self, seal: &Seal, held: &locks::HeldLocks, won: &Won) -> Result<(), Stop> {

@@ -146,7 +146,6 @@ impl From<MarkerError> for Failure {
 
 impl Failure {
     /// Something that cannot be.
-    #[expect(clippy::needless_pass_by_value, reason = "it is given to map_err by name")]
     pub fn bug(error: impl std::fmt::Display) -> Self {
         Self::Bug(error.to_string())
     }

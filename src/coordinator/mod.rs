@@ -4,23 +4,37 @@
 //! One attempt at a time on a work tree; the lock of [`place`] sees to it.
 
 pub mod begin;
+pub mod cancel;
+pub mod changes;
+pub mod check;
 mod commit;
+pub mod context;
+pub mod doctor;
 pub mod documents;
 pub mod drive;
 pub mod error;
 mod gitdir;
+pub mod guard;
+pub mod init;
 mod observe;
 pub mod outcome;
 pub mod place;
 mod policy;
+pub mod query;
 pub mod reconcile;
 mod rescue;
+pub mod resolve;
+pub mod retention;
 mod seal;
 pub mod session;
 pub mod spec;
+pub mod status;
 mod trace;
 mod turn;
 mod undo;
 mod validate;
 pub mod view;
-mod words;
+pub mod words;
+
+#[cfg(test)]
+mod test_lab;

@@ -168,7 +168,7 @@ impl Driver<'_> {
         }
     }
 
-    fn observe_branch(&self) -> Result<BranchSeen, Stop> {
+    fn observe_branch(&mut self) -> Result<BranchSeen, Stop> {
         let head = self.session.refs.head()?;
         let now = match (&head, &self.spec.branch) {
             (Head::Branch(name, id), Some(branch)) if name == branch => *id,
@@ -206,6 +206,13 @@ impl Driver<'_> {
             return Ok(BranchSeen::AtBase);
         }
         if tip == Some(now) {
+            return Ok(BranchSeen::AtTip);
+        }
+        // A crash cut the turn off before anything of the branch was recorded: its own commits are
+        // told by the reflog.
+        let cut_off =
+            matches!(Phase::of(self.state()), Phase::OpenTurn | Phase::QuarantinedInterrupted);
+        if cut_off && matches!(self.judge_moves(), Ok(Some(own)) if own == now) {
             return Ok(BranchSeen::AtTip);
         }
         Ok(BranchSeen::Elsewhere)

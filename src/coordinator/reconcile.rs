@@ -8,16 +8,20 @@
 //! # Limitations
 //! Bounded: each attempt is given a fixed number of steps.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
+use super::context::Context;
 use super::documents::{ReconcileDocument, ReconciledAttempt};
 use super::drive::{Driver, Live, Stop};
 use super::error::Failure;
 use super::outcome::SCHEMA;
 use super::session::Session;
 use super::spec::AttemptSpec;
+use crate::git::lockfile;
+use crate::git::workspace::Workspace;
 use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
@@ -35,14 +39,7 @@ pub fn reconcile(
     signals: Signals,
     again: Option<&ExecutionId>,
 ) -> Result<ReconcileDocument, Failure> {
-    let mut document = ReconcileDocument {
-        schema: SCHEMA,
-        rolled_forward: 0,
-        rolled_back: 0,
-        quarantined: 0,
-        left: 0,
-        attempts: Vec::new(),
-    };
+    let mut document = empty();
     let workspace = session.workspace.id();
     for attempt in session.ledger.unsettled(Some(&workspace))? {
         let from = attempt.tag()?;
@@ -68,6 +65,69 @@ pub fn reconcile(
         let state = driver.record.state.clone();
         let spec = driver.spec.clone();
         count(&mut document, from, &attempt.key, &spec, &state);
+    }
+    if document.left == 0 && document.quarantined == 0 && !document.attempts.is_empty() {
+        lockfile::clear_marker(&session.lock)?;
+    }
+    Ok(document)
+}
+
+/// Settles every work tree of a repository that has something unsettled and that is there.
+///
+/// A busy one is left to its owner, and counted as left.
+pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
+    let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
+    let mut all = empty();
+    let Some(ledger) = context.ledger()? else { return Ok(all) };
+    let mut roots: Vec<(String, PathBuf)> = ledger
+        .unsettled(None)?
+        .into_iter()
+        .map(|attempt| (attempt.workspace.id, attempt.workspace.root))
+        .collect();
+    drop(ledger);
+    roots.sort();
+    roots.dedup_by(|a, b| a.0 == b.0);
+    for (id, root) in roots {
+        let (workspace, place) = if id == context.workspace.id() {
+            (context.workspace.clone(), context.place.clone())
+        } else {
+            let workspace = Workspace::discover(&root)?;
+            let wanted = Some(context.place.state.as_path());
+            let place = super::session::find_place(&workspace, wanted)?;
+            (workspace, place)
+        };
+        let done = match Session::open(workspace, place, "reconcile", None) {
+            Ok(mut session) => reconcile(&mut session, signals, None)?,
+            Err(Failure::Busy { .. }) => left(context, &id)?,
+            Err(failure) => return Err(failure),
+        };
+        all.rolled_forward += done.rolled_forward;
+        all.rolled_back += done.rolled_back;
+        all.quarantined += done.quarantined;
+        all.left += done.left;
+        all.attempts.extend(done.attempts);
+    }
+    Ok(all)
+}
+
+const fn empty() -> ReconcileDocument {
+    ReconcileDocument {
+        schema: SCHEMA,
+        rolled_forward: 0,
+        rolled_back: 0,
+        quarantined: 0,
+        left: 0,
+        attempts: Vec::new(),
+    }
+}
+
+/// What a living owner drives.
+fn left(context: &Context, workspace: &str) -> Result<ReconcileDocument, Failure> {
+    let mut document = empty();
+    let ledger = context.need_ledger()?;
+    for attempt in ledger.unsettled(Some(workspace))? {
+        let spec: AttemptSpec = attempt.spec()?;
+        count(&mut document, attempt.tag()?, &attempt.key, &spec, &attempt.record()?.state);
     }
     Ok(document)
 }

@@ -99,7 +99,25 @@ impl Driver<'_> {
         adopted: bool,
     ) -> Result<(), Stop> {
         let tip = self.judge_moves()?;
+        self.seal_at(tip, turn, death, adopted)
+    }
+
+    /// As [`Driver::seal`], with the branch at `tip`: an operator vouches for it, or the reflog.
+    pub(super) fn seal_at(
+        &mut self,
+        tip: Option<Oid>,
+        turn: TurnResult,
+        death: ProvenDead,
+        adopted: bool,
+    ) -> Result<(), Stop> {
         self.put_back_programs()?;
+        if tip.is_some() {
+            // Git does not sync what it commits; a candidate on top must not outlive its parent.
+            self.session
+                .store
+                .sync()
+                .map_err(Failure::other("making the turn's own commits durable"))?;
+        }
         let sealed_head = tip.unwrap_or(self.spec.base);
         let turn_index = self.read_turn_index()?;
 
@@ -166,7 +184,7 @@ impl Driver<'_> {
             self.make(change, &in_index, &mut converter, &mut pack, &mut made)?;
         }
         for (path, entry) in forced {
-            self.force(path, entry, &mut converter, &mut pack, &mut made)?;
+            self.force(path, &entry, &mut converter, &mut pack, &mut made)?;
         }
         self.leave_out(&snapshot, &turn_index, &mut made)?;
 
@@ -209,8 +227,7 @@ impl Driver<'_> {
         file.write(&self.session.place.attempt(&self.key))?;
         self.live.sealed = Some(self.view_of(file)?);
 
-        let name = self.spec.prefix().candidate(&self.key);
-        self.record.pins.candidate = Some(Pin { name, id: candidate });
+        self.pin_candidate(candidate)?;
         let detail = json!({
             "candidate": candidate, "tree": tree, "head": sealed_head, "changes": made.counts,
             "death": death.how(), "exit_code": turn.exit_code,
@@ -220,6 +237,23 @@ impl Driver<'_> {
         let event = if adopted { TxEvent::Adopted(seal) } else { TxEvent::Sealed(seal) };
         self.apply(event, &detail)?;
         fault::point(Point::SealRecorded);
+        Ok(())
+    }
+
+    /// Names the candidate's pin in the record. An earlier candidate of the same attempt (adopted
+    /// again) is kept under a rescue pin.
+    fn pin_candidate(&mut self, candidate: Oid) -> Result<(), Stop> {
+        let name = self.spec.prefix().candidate(&self.key);
+        let before = self.record.pins.candidate.take().filter(|pin| pin.id != candidate);
+        if let Some(before) = before {
+            self.record_pin(super::rescue::PinKind::Rescue, before.id)?;
+            let pin = Pin { name: name.clone(), id: candidate };
+            self.session
+                .refs
+                .put_back(&self.spec.settings.ref_prefix, &pin)
+                .map_err(|e| Stop::seal_blocked(&e))?;
+        }
+        self.record.pins.candidate = Some(Pin { name, id: candidate });
         Ok(())
     }
 
@@ -438,7 +472,7 @@ impl Driver<'_> {
     fn force(
         &self,
         path: RepoPath,
-        entry: Entry,
+        entry: &Entry,
         converter: &mut Conversions,
         pack: &mut PackWriter<'_>,
         made: &mut Made,

@@ -7,6 +7,7 @@
 //! After a crash nobody can take a turn up again: the recovery table decides over it.
 
 use serde_json::json;
+use std::os::fd::AsFd as _;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
@@ -31,7 +32,6 @@ impl Driver<'_> {
         };
         let folder = self.session.place.attempt(&self.key).join("turn");
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
-        use std::os::fd::AsFd as _;
         match process::start(&command, &folder, &[lock.as_fd()]) {
             Ok(waiting) => {
                 let record = waiting.record().clone();
@@ -83,9 +83,8 @@ impl Driver<'_> {
         if let Some(error) = &over.exec_error {
             self.record.warn("exec_failed", format!("the command could not be executed: {error}"));
         }
-        let death = match over.death {
-            Ok(death) => death,
-            Err(_) => return Err(Stop::Quarantine(QuarantineReason::WriterUnproven)),
+        let Ok(death) = over.death else {
+            return Err(Stop::Quarantine(QuarantineReason::WriterUnproven));
         };
         self.session.verify().map_err(|why| self.lost(&why))?;
         let cause = match over.ended_by {

@@ -7,6 +7,7 @@
 //! It runs with the user's rights: what it does outside the workspace is its own business.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use serde_json::json;
@@ -139,7 +140,6 @@ impl Driver<'_> {
             terminal: false,
         };
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
-        use std::os::fd::AsFd as _;
         let waiting =
             process::start(&command, &folder.join(format!("post-check-{run}")), &[lock.as_fd()])
                 .map_err(|e| unstartable(chain(&e)))?;

@@ -170,13 +170,12 @@ pub fn settle(
 impl Driver<'_> {
     /// The manifest as it was at open.
     pub(super) fn snapshot(&mut self) -> Result<Arc<Snapshot>, Stop> {
-        match &self.live.snapshot {
-            Some(snapshot) => Ok(Arc::clone(snapshot)),
-            None => {
-                let snapshot = Arc::new(self.session.manifest.load()?);
-                self.live.snapshot = Some(Arc::clone(&snapshot));
-                Ok(snapshot)
-            }
+        if let Some(snapshot) = &self.live.snapshot {
+            Ok(Arc::clone(snapshot))
+        } else {
+            let snapshot = Arc::new(self.session.manifest.load()?);
+            self.live.snapshot = Some(Arc::clone(&snapshot));
+            Ok(snapshot)
         }
     }
 

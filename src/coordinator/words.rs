@@ -6,7 +6,7 @@
 use crate::git::judge::BaseWarning;
 
 /// The code and the sentence of a warning.
-pub(super) const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str) {
+pub const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str) {
     match warning {
         BaseWarning::DetachedHead => {
             ("detached_head", "HEAD is on no branch: the commit is on HEAD alone")
@@ -23,4 +23,10 @@ pub(super) const fn base_warning(warning: &BaseWarning) -> (&'static str, &'stat
         ),
         BaseWarning::Shallow => ("shallow", "the clone is shallow: some history is not there"),
     }
+}
+
+/// A warning of the workspace, as documents have it.
+pub fn warning(warning: &BaseWarning) -> crate::tx::state::Warning {
+    let (code, message) = base_warning(warning);
+    crate::tx::state::Warning { code: code.to_owned(), message: message.to_owned() }
 }

@@ -194,6 +194,24 @@ pub fn last_holder(workspace: &Workspace) -> Option<Holder> {
     read_holder(&workspace.git_dir().join(LOCK_NAME))
 }
 
+/// Whether somebody holds the workspace lock; for who only reads. Makes no file.
+///
+/// A shared lock is taken and given back where nobody does: who tries to take the lock for good at
+/// that very moment finds it busy.
+pub fn is_held(git_dir: &Path) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = match openat(CWD, git_dir.join(LOCK_NAME), flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::NOENT) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    match flock(&fd, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// What a second ledger meets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marker {
@@ -294,6 +312,7 @@ mod tests {
             Err(LockError::Busy { holder: Some(found) }) => assert_eq!(*found, holder("run")),
             other => panic!("{other:?}"),
         }
+        assert!(is_held(workspace.git_dir()).expect("looked"));
         // A handle given away holds on although ours is closed.
         let shared = lock.share().expect("shared");
         drop(lock);
@@ -302,6 +321,7 @@ mod tests {
         let adopted = WorkspaceLock::adopt(&workspace, shared).expect("the same lock");
         adopted.verify().expect("the same file");
         drop(adopted);
+        assert!(!is_held(workspace.git_dir()).expect("looked"));
         drop(WorkspaceLock::acquire(&workspace, &holder("gc"), None).expect("free"));
         repo.commit("file", "git does not mind the file");
         assert_eq!(repo.git(&["status", "--porcelain"]), "");

@@ -360,11 +360,14 @@ pub fn is_own_lock(target: &Target, what: Guarded) -> Result<bool, DirError> {
     is_own(&target.prep()?, &target.place(what)?)
 }
 
-/// Removes the pending files, then the prepared one, when the ledger says that nothing is needed
-/// any more. A lock that is still held is released before: without the prepared file it would be
+/// Removes the pending files, then the prepared one and their folder, when the ledger says that
+/// nothing is needed any more. A lock that is still held is released before: without the prepared file it would be
 /// nobody's.
 pub fn forget(target: &Target) -> Result<(), DirError> {
-    release_own(target).map(|_| ())
+    release_own(target)?;
+    // Only a folder that is empty goes; one that stays is no harm.
+    let _ = std::fs::remove_dir(&target.prep_dir);
+    Ok(())
 }
 
 fn remove_prepared(prep: &Dir) -> Result<(), DirError> {

@@ -49,6 +49,19 @@ pub enum Change {
     Unchanged,
 }
 
+/// Whether the guard stands in a hooks folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Not there.
+    Absent,
+    /// There, as this version writes it.
+    Present,
+    /// There, as another version wrote it.
+    Outdated,
+    /// There, and git does not run it: the hook has no run bit.
+    Asleep,
+}
+
 /// The guard cannot be installed or removed; nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
@@ -157,6 +170,18 @@ pub fn remove(folder: &Path) -> Result<Change, InstallError> {
         write(&hook, &rest, mode)?;
     }
     Ok(Change::Removed)
+}
+
+/// Looks whether the guard is there.
+pub fn look(folder: &Path) -> Result<Presence, InstallError> {
+    let hook = folder.join(HOOK);
+    let Some((text, mode)) = read(&hook)? else { return Ok(Presence::Absent) };
+    Ok(match block_in(&text, &hook)? {
+        None => Presence::Absent,
+        Some(_) if mode & 0o111 == 0 => Presence::Asleep,
+        Some((start, end)) if &text[start..end] == block().as_bytes() => Presence::Present,
+        Some(_) => Presence::Outdated,
+    })
 }
 
 /// The block, from marker to marker, without the last line end.

@@ -155,6 +155,14 @@ impl Ledger {
         &self.id
     }
 
+    /// Looks through the whole file, whatever its size.
+    ///
+    /// # Errors
+    /// [`LedgerError::Corrupt`] with the first thing that is not in order.
+    pub fn quick_check(&self) -> Result<(), LedgerError> {
+        check(&self.db, &self.path)
+    }
+
     /// Set where a newer worktx wrote it: what is read may then lack what only that one knows.
     pub fn newer(&self) -> Option<Newer> {
         self.newer

@@ -18,7 +18,8 @@ use super::table::{self, Process};
 use crate::base::durable;
 use crate::tx::writer::{DeathProof, ProcessId};
 
-const LOCK: &str = "supervisor.lock";
+// Not `.lock`: entrypoints of containers delete those beneath a git directory.
+const LOCK: &str = "supervisor.held";
 const PROOF: &str = "death.json";
 
 /// The text in the lock: what helps to find the writer when its supervisor is gone.

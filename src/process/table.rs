@@ -168,6 +168,21 @@ pub fn own_process() -> ProcessId {
     ProcessId { pid, start_ticks }
 }
 
+/// This process's parent and all above it, each with its start: who asks.
+pub fn own_ancestry() -> Vec<ProcessId> {
+    let mut chain: Vec<ProcessId> = Vec::new();
+    let mut pid = read(own_process().pid).map_or(0, |own| own.parent);
+    while let Some(process) = read(pid) {
+        // A pid that is used again meanwhile could lead in a circle.
+        if chain.contains(&process.id) {
+            break;
+        }
+        chain.push(process.id);
+        pid = process.parent;
+    }
+    chain
+}
+
 /// Whether a recorded process lives; `None` where this cannot be known from here: another
 /// machine, or another pid namespace of the same boot.
 pub fn is_alive(host: &HostId, id: &ProcessId) -> Option<bool> {
@@ -200,6 +215,14 @@ mod tests {
         assert_eq!(is_alive(&this_host(), &own), Some(true));
         let other = ProcessId { start_ticks: own.start_ticks + 1, ..own };
         assert_eq!(is_alive(&this_host(), &other), Some(false));
+    }
+
+    #[test]
+    fn the_ancestry_leads_to_init() {
+        let chain = own_ancestry();
+        let parent = rustix::process::getppid().expect("has one").as_raw_nonzero().get();
+        assert_eq!(chain.first().map(|p| p.pid), Some(parent));
+        assert!(chain.iter().all(|p| p.pid > 0));
     }
 
     #[test]

@@ -1,5 +1,16 @@
 //! The tests on the real binary, real repositories and real processes: one test binary.
 
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::needless_pass_by_value,
+    clippy::unused_self,
+    reason = "helpers of tests, called as reads best"
+)]
+
+mod crash;
+mod lab;
+mod readers;
 mod run;
 mod support;
 mod tidy;

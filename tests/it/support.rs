@@ -78,7 +78,7 @@ impl Repo {
             "[user]\n\tname = Test\n\temail = test@example.org\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n[safe]\n\tdirectory = *\n",
         )
         .expect("written");
-        Self { root, dir }
+        Self { dir, root }
     }
 
     pub fn home(&self) -> PathBuf {
@@ -111,6 +111,11 @@ impl Repo {
         fs::write(&path, text).expect("written");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
         path
+    }
+
+    /// A program in the tests' own environment.
+    pub fn command(&self, program: &str) -> Command {
+        self.hermetic(program)
     }
 
     fn hermetic(&self, program: &str) -> Command {

@@ -1,0 +1,131 @@
+//! The post-check by itself: run now, on the tree as it stands, under the lock.
+//!
+//! # Limitations
+//! What it writes stays: there is no seal to put back to.
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use super::context::Context;
+use super::documents::PostCheckDocument;
+use super::drive::chain;
+use super::error::Failure;
+use super::outcome::SCHEMA;
+use super::place::PRIVATE_DIR;
+use super::session::Session;
+use crate::base::durable;
+use crate::git::refs::Head;
+use crate::hook::capture::{Request as CaptureRequest, capture};
+use crate::hook::launch::{self, Facts};
+use crate::hook::{Capture, Origin, PostCheckDecision, Ran, Recheck, Step, after_run, before_run};
+use crate::process::{self, Bounds, Output, Requests, Signals, Stdin};
+use crate::tx::id::{AttemptKey, AttemptNo};
+use crate::tx::state::PostCheckRecord;
+use crate::tx::writer::EndedBy;
+
+/// Runs the post-check that the next `run` would use.
+pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
+    let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
+    let session =
+        Session::open(context.workspace.clone(), context.place.clone(), "post-check", None)?;
+    let head = match session.refs.head()? {
+        Head::Branch(_, Some(id)) | Head::Detached(id) => id,
+        Head::Branch(..) | Head::Other(_) => {
+            return Err(Failure::impossible("there is no commit yet", "git commit"));
+        }
+    };
+    let tree = session.store.commit(head)?.tree;
+    let loaded = context.settings(&session.store, tree)?;
+    let folder = session.place.state.join("post-check");
+    let _ = std::fs::remove_dir_all(&folder);
+    durable::create_dir_all(&folder, PRIVATE_DIR).map_err(Failure::io("making a folder"))?;
+    let home = context.variable("HOME").map(std::path::PathBuf::from);
+    let captured = capture(
+        &CaptureRequest {
+            choice: &loaded.values.post_check,
+            workspace: session.workspace.root(),
+            home: home.as_deref(),
+            search_path: context.variable("PATH").unwrap_or_default(),
+        },
+        &folder,
+    )?;
+    let settings = &loaded.values.settings.post_check;
+    let mut record = PostCheckRecord {
+        sha256: captured.sha256().map(str::to_owned),
+        ..PostCheckRecord::absent()
+    };
+    let mut origin = None;
+    let decision = match (before_run(&captured, &Recheck::Same, settings), &captured) {
+        (Step::Decided(judged), _) => {
+            record.outcome = judged.outcome;
+            judged.decision
+        }
+        (Step::Run(_), Capture::Ready(ready)) => {
+            origin = Some(match &ready.origin {
+                Origin::File { named, .. } => named.display().to_string(),
+                Origin::Command { words } => words.clone(),
+            });
+            let changed = folder.join("changed-files");
+            launch::write_changed_files(&changed, std::iter::empty())
+                .map_err(Failure::io("writing the list of changed files"))?;
+            let execution = "post-check".parse().map_err(Failure::bug)?;
+            let key = AttemptKey { execution, attempt: AttemptNo(0) };
+            let launched = launch::command(
+                ready,
+                &Facts {
+                    environment: &context.invocation.environment,
+                    key: &key,
+                    workspace: session.workspace.root(),
+                    base: head,
+                    candidate: head,
+                    changed_files: &changed,
+                },
+            )
+            .map_err(Failure::other("starting the post-check"))?;
+            let command = process::Command {
+                program: launched.argv.first().map(Into::into).unwrap_or_default(),
+                argv: launched.argv,
+                cwd: launched.cwd,
+                env: launched.environment,
+                stdin: Stdin::Null,
+                output: Output::KeepTail { bytes: 32_000 },
+                terminal: false,
+            };
+            let lock = session.lock.share().map_err(Failure::io("sharing the lock"))?;
+            let waiting = process::start(&command, &folder.join("run"), &[lock.as_fd()])?;
+            let bounds = Bounds {
+                timeout: Some(Duration::from_millis(settings.timeout_ms)),
+                ..Bounds::default()
+            };
+            let over = waiting.run(&bounds, &mut Requests { signals, poll: &mut || None });
+            record.exit_code = over.result.exit_code;
+            record.duration_ms = Some(over.result.duration_ms);
+            record.output = Some(String::from_utf8_lossy(&over.output_tail).into_owned());
+            let ran = match (over.ended_by, over.result.exit_code, over.exec_error) {
+                (_, _, Some(error)) => Ran::Unstartable(error),
+                (EndedBy::Timeout, ..) => Ran::TimedOut,
+                (_, Some(code), _) => Ran::Exited(code),
+                (_, None, _) => Ran::Signalled(over.result.signal.unwrap_or_default()),
+            };
+            let judged = after_run(&ran);
+            record.outcome = judged.outcome;
+            judged.decision
+        }
+        (Step::Run(_), _) => return Err(Failure::bug("a post-check that was not captured")),
+    };
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        tracing::warn!(error = %chain(&error), "the post-check's folder stays");
+    }
+    Ok(PostCheckDocument {
+        schema: SCHEMA,
+        workspace: session.workspace.root().display().to_string(),
+        decision: match decision {
+            PostCheckDecision::Commit => "commit",
+            PostCheckDecision::RollBack(_) => "roll_back",
+            PostCheckDecision::Quarantine(_) => "error",
+        }
+        .to_owned(),
+        origin,
+        post_check: record,
+    })
+}

@@ -1,0 +1,251 @@
+//! The bounded gc: what is kept of settled attempts goes when it is too old, too many or too much.
+//!
+//! Order rule: the ledger knows refs and folders, so they go first and the record last. A crash in
+//! between leaves a record whose things are partly gone, and the next gc goes on with it; nothing
+//! is ever left that no record names. What is not settled is never touched, whatever its age, nor
+//! is anything of an execution that has an unsettled attempt.
+//!
+//! # Limitations
+//! Objects that no ref names any more are git's own gc to drop. A folder that a crash left before
+//! its attempt was recorded stays. An attempt one of whose refs was moved by somebody stays.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::documents::GcDocument;
+use super::error::Failure;
+use super::outcome::SCHEMA;
+use super::session::Session;
+use super::spec::AttemptSpec;
+use crate::base::clock;
+use crate::git::refs::RefError;
+use crate::git::store::Store;
+use crate::journal::{Attempt, Filter};
+use crate::tx::id::Oid;
+use crate::tx::settings::Retention;
+use crate::tx::state::AttemptRecord;
+
+/// Where the size of an attempt's discarded work is remembered, in its folder.
+const SIZE: &str = "discarded-bytes";
+
+/// Drops what the bounds do not cover; with `dry_run` only says what would go.
+pub fn gc(
+    session: &mut Session,
+    retention: &Retention,
+    dry_run: bool,
+) -> Result<GcDocument, Failure> {
+    let attempts = session.ledger.attempts(&Filter::default())?;
+    let unsettled: BTreeSet<_> =
+        attempts.iter().filter(|a| !a.is_settled()).map(|a| a.key.execution.clone()).collect();
+    let mut document = GcDocument {
+        schema: SCHEMA,
+        dry_run,
+        removed: Vec::new(),
+        refs_removed: 0,
+        kept: 0,
+        unsettled: attempts.iter().filter(|a| !a.is_settled()).count() as u64,
+    };
+    let days = i64::from(retention.days);
+    let oldest = Timestamp::now()
+        .checked_sub(SignedDuration::from_hours(24 * days))
+        .unwrap_or(Timestamp::MIN);
+    let oldest = clock::rfc3339(oldest);
+    let (mut settled, mut bytes) = (0_u32, 0_u64);
+    // Newest first: the bounds keep the newest.
+    for attempt in &attempts {
+        let Some(at) = attempt.settled_at.as_deref() else {
+            document.kept += 1;
+            continue;
+        };
+        settled += 1;
+        // Written by one function, so that the text sorts as the time does.
+        let is_old = at < oldest.as_str();
+        let is_many = settled > retention.attempts;
+        bytes = bytes.saturating_add(discarded_bytes(session, attempt, dry_run)?);
+        let is_much = bytes > retention.discarded_bytes;
+        let is_needed = unsettled.contains(&attempt.key.execution);
+        if is_needed || !(is_old || is_many || is_much) {
+            document.kept += 1;
+            continue;
+        }
+        match remove(session, attempt, dry_run)? {
+            Some(refs) => {
+                document.refs_removed += refs;
+                document.removed.push(attempt.key.to_string());
+            }
+            None => document.kept += 1,
+        }
+    }
+    if !dry_run {
+        session.ledger.remove_refusals_before(&oldest)?;
+    }
+    Ok(document)
+}
+
+/// Removes one settled attempt, and says how many refs went; `None` where it has to stay.
+fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Option<u64>, Failure> {
+    let key = &attempt.key;
+    let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
+    let pins: Vec<_> = record.pins.all().cloned().collect();
+    let mut standing = 0;
+    for pin in &pins {
+        match session.refs.get(&pin.name) {
+            Ok(None) => {}
+            Ok(Some(id)) if id == pin.id => standing += 1,
+            // Somebody's now: nothing of ours to drop.
+            Ok(Some(_)) => return Ok(None),
+            Err(RefError::Broken { .. }) => standing += 1,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if dry_run {
+        return Ok(Some(standing));
+    }
+    let prepared = session.place.prepared(key);
+    for pin in &pins {
+        match session.refs.unpin(&spec.settings.ref_prefix, pin, &prepared) {
+            Ok(()) => {}
+            Err(RefError::Differs { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for folder in [&session.place.spill(key), &session.place.attempt(key), &prepared] {
+        remove_folder(folder)?;
+    }
+    // Its execution's folder, once the last attempt of it is gone.
+    if let Some(parent) = session.place.attempt(key).parent() {
+        let _ = std::fs::remove_dir(parent);
+    }
+    session.ledger.remove_settled(key)?;
+    Ok(Some(standing))
+}
+
+fn remove_folder(folder: &Path) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::io(format!("removing {}", folder.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How much an attempt keeps of what was undone: the blobs that its pins add to its base, and
+/// what was spilled. Computed once, then remembered.
+fn discarded_bytes(session: &Session, attempt: &Attempt, dry_run: bool) -> Result<u64, Failure> {
+    let note = session.place.attempt(&attempt.key).join(SIZE);
+    let known = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
+    let base = record.pins.base.as_ref().map_or(spec.base, |pin| pin.id);
+    let pins = record.pins.discarded.iter().chain(&record.pins.rescue);
+    let pinned: u64 = pins.map(|pin| added_bytes(&session.store, base, pin.id)).sum();
+    let bytes = pinned.saturating_add(folder_bytes(&session.place.spill(&attempt.key)));
+    if !dry_run {
+        // A note to save time: lost in a crash, it is computed again.
+        let _ = std::fs::write(&note, format!("{bytes}\n"));
+    }
+    Ok(bytes)
+}
+
+/// An object that is gone takes no space.
+fn added_bytes(store: &Store, base: Oid, pin: Oid) -> u64 {
+    let tree = |id| store.commit(id).map(|commit| commit.tree);
+    let changes = tree(base).and_then(|a| tree(pin).and_then(|b| store.diff_trees(a, b)));
+    let held = changes.unwrap_or_default().into_iter().filter_map(|(_, _, after)| after);
+    held.map(|(_, id)| store.blob_size(id).unwrap_or(0)).sum()
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let mut todo = vec![folder.to_owned()];
+    let mut bytes = 0;
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => todo.push(entry.path()),
+                Ok(meta) => bytes += meta.len(),
+                Err(_) => {}
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::query;
+    use super::super::test_lab::{Lab, gone, held};
+    use super::*;
+    use crate::tx::cause::QuarantineReason;
+    use crate::tx::state::TxState;
+
+    const NONE: Retention = Retention { days: 30, attempts: 0, discarded_bytes: 0 };
+
+    #[test]
+    fn only_what_is_settled_goes_and_all_of_it() {
+        let lab = Lab::new();
+        let work = lab.work("big", &"x".repeat(4000));
+        let old = lab.rolled_back("old", work);
+        let new = lab.rolled_back("new", work);
+        let stuck = lab.open("stuck", &gone());
+        let state = held(TxState::Open { turn: None }, QuarantineReason::Interrupted);
+        lab.set(&stuck, state, &[work]);
+        let earlier = lab.rolled_back("twice", work);
+        let later = lab.open("twice", &gone());
+        lab.repo.git(&["pack-refs", "--all"]);
+
+        let mut session = lab.session();
+        let everything = gc(&mut session, &NONE, true).expect("looked");
+        assert_eq!(everything.removed, ["new/1", "old/1"], "newest first");
+        assert_eq!((everything.refs_removed, everything.kept, everything.unsettled), (4, 3, 2));
+        assert_eq!(lab.own_refs().len(), 8, "a dry run leaves all");
+
+        // The newest settled ones stay: `twice/1` is one, `new/1` the other.
+        let two = Retention { attempts: 2, ..Retention::default() };
+        assert_eq!(gc(&mut session, &two, false).expect("done").removed, ["old/1"]);
+        assert!(lab.attempt(&old).is_none() && !lab.folder(&old).exists());
+        assert!(!lab.context.place.prepared(&old).exists());
+        // By bytes: two of 4,000 are more than 5,000.
+        let bytes = Retention { discarded_bytes: 5000, ..Retention::default() };
+        assert_eq!(gc(&mut session, &bytes, false).expect("done").removed, ["new/1"]);
+        assert!(lab.attempt(&new).is_none());
+        for key in [&stuck, &earlier, &later] {
+            assert!(lab.attempt(key).is_some(), "{key}");
+        }
+        assert_eq!(lab.own_refs().len(), 4);
+        lab.repo.git(&["fsck", "--strict"]);
+        drop(session);
+        // The row of what went still answers.
+        assert!(query::show(&lab.context, "old").expect("read").attempts.is_empty());
+    }
+
+    #[test]
+    fn a_gc_that_was_cut_off_is_gone_on_with() {
+        let lab = Lab::new();
+        let work = lab.work("a.txt", "two\n");
+        let key = lab.rolled_back("old", work);
+        for name in lab.own_refs() {
+            lab.repo.git(&["update-ref", "-d", &name]);
+        }
+        std::fs::remove_dir_all(lab.folder(&key)).expect("removed");
+        let done = gc(&mut lab.session(), &NONE, false).expect("done");
+        assert_eq!((done.removed.len(), done.refs_removed), (1, 0));
+        assert!(lab.attempt(&key).is_none());
+    }
+
+    #[test]
+    fn a_ref_that_somebody_moved_is_kept_with_its_attempt() {
+        let lab = Lab::new();
+        let work = lab.work("a.txt", "two\n");
+        let key = lab.rolled_back("old", work);
+        let name = format!("refs/worktx/tx/{key}/discarded/1");
+        lab.repo.git(&["update-ref", &name, &lab.base.to_string()]);
+        let done = gc(&mut lab.session(), &NONE, false).expect("done");
+        assert!(done.removed.is_empty());
+        assert_eq!(lab.repo.git(&["rev-parse", &name]), lab.base.to_string());
+        assert!(lab.attempt(&key).is_some());
+    }
+}

@@ -1,0 +1,274 @@
+//! A repository with everything that git does not store, and the three laws that hold after any
+//! crash. The judges are `git` and `sqlite3` alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::support::{Ran, Repo, listing};
+
+/// A repository, what stood in it, and what must never be lost.
+pub struct Lab {
+    pub repo: Repo,
+    pub base: String,
+    pub before: BTreeMap<String, String>,
+    held: Vec<Vec<u8>>,
+}
+
+/// Everything that a second reconcile must not change.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Picture {
+    refs: String,
+    head: String,
+    index: String,
+    tree: BTreeMap<String, String>,
+    stats: BTreeMap<String, (u64, i64)>,
+    ledger: String,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(more: impl FnOnce(&Repo)) -> Self {
+        let repo = Repo::new();
+        repo.write("script.sh", "#!/bin/sh\n");
+        repo.write("secret.txt", "0600\n");
+        fs::set_permissions(repo.path("script.sh"), fs::Permissions::from_mode(0o755))
+            .expect("set");
+        symlink("README.md", repo.path("link")).expect("made");
+        repo.git(&["add", "-A"]);
+        repo.git(&["commit", "-qm", "second"]);
+        fs::set_permissions(repo.path("secret.txt"), fs::Permissions::from_mode(0o600))
+            .expect("set");
+        repo.write("notes.txt", "mine, untracked\n");
+        symlink("/nowhere/at/all", repo.path("dangling")).expect("made");
+        fs::create_dir_all(repo.path("empty/inner")).expect("made");
+        repo.write("ignored/cache", "cached\n");
+        more(&repo);
+        // An execution that is done: asked for again it runs nothing, but reconciles first.
+        repo.run(&["--execution-id", "probe", "--no-post-check"], "true").exits(0);
+        let mut lab = Self { base: repo.head(), before: repo.listing(), held: Vec::new(), repo };
+        lab.hold_tree();
+        lab
+    }
+
+    /// What is in scope now must never be lost.
+    pub fn hold_tree(&mut self) {
+        for path in self.before.keys() {
+            let full = self.repo.path(path);
+            if fs::symlink_metadata(&full).is_ok_and(|m| m.is_file())
+                && !path.starts_with("ignored/")
+            {
+                self.held.push(fs::read(full).expect("readable"));
+            }
+        }
+    }
+
+    /// These bytes must never be lost.
+    pub fn hold(&mut self, bytes: &str) {
+        self.held.push(bytes.as_bytes().to_vec());
+    }
+
+    /// A run that ends at a fault point.
+    #[track_caller]
+    pub fn killed_at(&self, point: &str, options: &[&str], script: &str) {
+        let mut command = self.repo.run_command(options, script);
+        let ran = self.repo.finish(command.env("WORKTX_FAULT", point));
+        assert_eq!(ran.code, -9, "{point} was not met: {}\n{}", ran.stdout, ran.stderr);
+    }
+
+    /// Settles what a crash left behind.
+    #[track_caller]
+    pub fn reconcile(&self) -> Ran {
+        self.repo.finish(&mut self.reconcile_command()).exits(0)
+    }
+
+    pub fn reconcile_command(&self) -> std::process::Command {
+        self.repo.run_command(&["--execution-id", "probe", "--wait", "60s"], "touch never")
+    }
+
+    /// State and reason of an attempt.
+    #[track_caller]
+    pub fn state(&self, execution: &str, attempt: u32) -> (String, String) {
+        let row = self.repo.sql(&format!(
+            "select state, coalesce(json_extract(outcome, '$.reason'), '') from attempt \
+             where execution_id = '{execution}' and attempt = {attempt}"
+        ));
+        let (state, reason) = row.split_once('|').expect("there is such an attempt");
+        (state.to_owned(), reason.to_owned())
+    }
+
+    /// What stands in the row.
+    pub fn status_of(&self, execution: &str) -> String {
+        self.repo.sql(&format!("select status from execution where execution_id = '{execution}'"))
+    }
+
+    pub fn picture(&self) -> Picture {
+        let repo = &self.repo;
+        let tree = repo.listing();
+        let stats = tree
+            .keys()
+            .map(|path| {
+                let meta = fs::symlink_metadata(repo.path(path)).expect("there");
+                (path.clone(), (meta.ino(), meta.ctime_nsec()))
+            })
+            .collect();
+        Picture {
+            refs: repo.git(&["for-each-ref", "--format=%(refname) %(objectname)"]),
+            head: fs::read_to_string(repo.path(".git/HEAD")).expect("readable"),
+            index: repo.git(&["ls-files", "-s", "-v"]),
+            tree,
+            stats,
+            ledger: repo.sql("select execution_id, attempt, state, data from attempt order by 1, 2; \
+                              select execution_id, status, current_attempt, success_attempt, success_candidate, error from execution order by 1"),
+        }
+    }
+
+    /// L1, L2 and L3, after a reconcile.
+    #[track_caller]
+    pub fn laws(&self) {
+        self.l1_nothing_lost();
+        self.l2_never_blessed();
+        self.l3_no_limbo();
+    }
+
+    #[track_caller]
+    pub fn l1_nothing_lost(&self) {
+        let repo = &self.repo;
+        repo.fsck();
+        let reachable: BTreeSet<String> = repo
+            .git(&["rev-list", "--objects", "--no-object-names", "--all"])
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        let on_disk = listing_bytes(&repo.root)
+            .into_iter()
+            .chain(listing_bytes(&repo.path(".git/worktx/spill")))
+            .collect::<BTreeSet<_>>();
+        for bytes in &self.held {
+            let id = self.blob_id(bytes);
+            assert!(
+                reachable.contains(&id) || on_disk.contains(bytes),
+                "lost: {:?}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+        for (name, id) in repo
+            .git(&["for-each-ref", "--format=%(refname) %(objectname)"])
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+        {
+            repo.git(&["cat-file", "-e", id]);
+            assert!(!name.ends_with(".lock"), "{name}");
+        }
+    }
+
+    #[track_caller]
+    pub fn l2_never_blessed(&self) {
+        let repo = &self.repo;
+        let wins = repo.sql(
+            "select e.execution_id, e.success_candidate, a.state from execution e join attempt a \
+             on a.execution_id = e.execution_id and a.attempt = e.success_attempt \
+             where e.status = 'success'",
+        );
+        for win in wins.lines() {
+            let [execution, candidate, state] = win.split('|').collect::<Vec<_>>()[..] else {
+                panic!("{win}")
+            };
+            let contained = repo
+                .finish(repo.command("git").args([
+                    "merge-base",
+                    "--is-ancestor",
+                    candidate,
+                    "HEAD",
+                ]))
+                .code
+                == 0;
+            assert!(contained || state == "quarantined", "{win}");
+        }
+        let winners: BTreeSet<&str> = wins.lines().filter_map(|w| w.split('|').next()).collect();
+        let log =
+            repo.git(&["log", "--format=%(trailers:key=Worktx-Execution,valueonly,separator=)"]);
+        let mut seen = BTreeSet::new();
+        for execution in log.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            assert!(seen.insert(execution), "{execution} has more than one commit");
+            assert!(winners.contains(execution), "{execution} is on the branch and not won");
+        }
+    }
+
+    #[track_caller]
+    pub fn l3_no_limbo(&self) {
+        let repo = &self.repo;
+        let limbo = repo.sql(
+            "select execution_id, attempt, state from attempt where settled_at is null and \
+             not (state = 'quarantined' and coalesce(json_extract(outcome, '$.reason'), '') <> '')",
+        );
+        assert_eq!(limbo, "", "in limbo");
+        let before = self.picture();
+        self.reconcile();
+        assert_eq!(self.picture(), before, "a second reconcile changed something");
+        if repo.sql("select count(*) from attempt where settled_at is null") == "0" {
+            self.nothing_is_left_over();
+        }
+    }
+
+    /// No lock, no temporary folder.
+    #[track_caller]
+    pub fn nothing_is_left_over(&self) {
+        let tree = self.repo.listing();
+        let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx")).collect();
+        assert!(temporary.is_empty(), "{temporary:?}");
+        let locks: Vec<_> = listing(&self.repo.path(".git"))
+            .into_keys()
+            .filter(|p| p.ends_with(".lock") || p.starts_with("worktx/prepared/"))
+            .collect();
+        assert!(locks.is_empty(), "{locks:?}");
+    }
+
+    /// The tree is what it was, but for what is ignored; the branch too.
+    #[track_caller]
+    pub fn as_before(&self) {
+        assert_eq!(self.repo.listing(), self.before);
+        assert_eq!(self.repo.head(), self.base);
+    }
+
+    fn blob_id(&self, bytes: &[u8]) -> String {
+        let mut child = self
+            .repo
+            .command("git")
+            .args(["hash-object", "--no-filters", "--stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("git starts");
+        child.stdin.take().expect("piped").write_all(bytes).expect("written");
+        let output = child.wait_with_output().expect("it ends");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+}
+
+/// The bytes of every file below `root` but `.git`.
+fn listing_bytes(root: &Path) -> Vec<Vec<u8>> {
+    let mut todo = vec![root.to_owned()];
+    let mut all = Vec::new();
+    while let Some(dir) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for path in entries.map(|e| e.expect("readable").path()) {
+            if path.file_name().is_some_and(|name| name == ".git") {
+                continue;
+            }
+            let meta = fs::symlink_metadata(&path).expect("there");
+            if meta.is_dir() {
+                todo.push(path);
+            } else if meta.is_file() {
+                all.push(fs::read(path).expect("readable"));
+            }
+        }
+    }
+    all
+}
