@@ -186,14 +186,8 @@ impl Dir {
         file.sync_all().map_err(fail)
     }
 
-    /// Puts `bytes` at `name` whole and durable. What a crash left under the temporary name
-    /// (`<name>.new`) is replaced.
-    pub(crate) fn write(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
-        self.place(name, bytes)?;
-        self.sync()
-    }
-
-    /// As [`Dir::write`], but its name is not durable yet.
+    /// Puts `bytes` at `name` whole; its name is durable after [`Dir::sync`]. What a crash left
+    /// under the temporary name (`<name>.new`) is replaced.
     pub(crate) fn place(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
         let temporary = [name, b".new"].concat();
         self.unlink(&temporary)?;

@@ -386,6 +386,9 @@ fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
 }
 
 /// The path of a child of a directory of the manifest.
+///
+/// # Panics
+/// Never: names of directories and manifests make a path.
 pub fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
     let mut bytes = Vec::with_capacity(dir.len() + 1 + name.len());
     if !dir.is_empty() {
