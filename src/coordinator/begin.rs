@@ -34,6 +34,7 @@ use crate::git::gitconfig::GitEnv;
 use crate::git::index::{self, Index, IndexError};
 use crate::git::judge::{self, BaseFacts};
 use crate::git::lockfile::{self, Holder, Marker};
+use crate::git::manifest::child_path;
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::reflog;
@@ -619,11 +620,15 @@ fn base_pin(
         .iter()
         .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
         .collect();
-    for (path, packed) in base.baseline.snapshot.iter() {
-        let entry = packed.entry();
-        if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw) && entry.kind.has_bytes()
-        {
-            additions.push((path, Found { kind: entry.kind, stat: entry.stat }));
+    for (dir, row) in base.baseline.snapshot.rows() {
+        for child in row.iter().filter(|child| child.is_tracked()) {
+            let entry = child.entry();
+            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
+                && entry.kind.has_bytes()
+            {
+                let found = Found { kind: entry.kind, stat: entry.stat };
+                additions.push((child_path(dir, child.name), found));
+            }
         }
     }
     if additions.is_empty() {

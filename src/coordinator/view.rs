@@ -181,7 +181,7 @@ impl Driver<'_> {
             if told != Some(self.spec.base_tree) && (told.is_none() || told != sealed) {
                 return Err(Stop::damaged("the manifest is not that of this attempt"));
             }
-            self.live.snapshot = Some(snapshot.clone());
+            self.live.snapshot = Some(Arc::clone(&snapshot));
             Ok(snapshot)
         }
     }

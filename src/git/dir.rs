@@ -186,7 +186,7 @@ impl Dir {
         file.sync_all().map_err(fail)
     }
 
-    /// Puts `bytes` at `name` whole: the bytes are durable, the name is not yet. What a crash left
+    /// Puts `bytes` at `name` whole; its name is durable after [`Dir::sync`]. What a crash left
     /// under the temporary name (`<name>.new`) is replaced.
     pub(crate) fn place(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
         let temporary = [name, b".new"].concat();

@@ -386,7 +386,10 @@ fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
 }
 
 /// The path of a child of a directory of the manifest.
-pub(super) fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
+///
+/// # Panics
+/// Never: names of directories and manifests make a path.
+pub fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
     let mut bytes = Vec::with_capacity(dir.len() + 1 + name.len());
     if !dir.is_empty() {
         bytes.extend(dir);

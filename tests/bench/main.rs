@@ -27,7 +27,7 @@ use measure::{Took, median, run};
 const RENAMES: u32 = 40;
 
 /// The exit code of a run that was refused.
-const REFUSED: i32 = 1;
+const REFUSED: i32 = 21;
 
 struct Options {
     sizes: Vec<u64>,
