@@ -47,8 +47,9 @@ use crate::tx::cause::{Cause, ErrorCode};
 use crate::tx::entry::Found;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
+use crate::tx::record::{AttemptRecord, Warning};
 use crate::tx::settings::{OnDirty, Untracked};
-use crate::tx::state::{AttemptRecord, StateTag, TxState, Warning};
+use crate::tx::state::{StateTag, TxState};
 use crate::tx::verdict::Status;
 
 /// Is told how far the look at the work tree has come; by several threads.
@@ -484,15 +485,22 @@ impl Begin<'_> {
             },
             signals: self.signals,
         };
-        driver.drive()?;
-        let settled = driver.state().tag().is_settled();
-        let status = driver.row()?.map(|row| row.status);
-        let facts = driver.spec.facts(&driver.key);
-        let mut outcome = Outcome::of(facts, &driver.record, status)
-            .ok_or_else(|| Failure::bug("a run that came to no end"))?;
-        if outcome.turn.is_none() {
-            outcome.turn = driver.live.turn.take();
+        let driven = driver.drive();
+        let started = driver.record.state.tag() != StateTag::RolledBack
+            && !matches!(driver.record.state, TxState::Open { turn: None });
+        if let Err(failure) = driven {
+            // The turn ran, and its end could not be recorded: reconcile goes on from there.
+            return Err(if started {
+                Failure::LeftOpen { key: driver.key.clone(), source: Box::new(failure) }
+            } else {
+                failure
+            });
         }
+        let settled = driver.state().tag().is_settled();
+        let status = driver.row().ok().flatten().map(|row| row.status);
+        let facts = driver.spec.facts(&driver.key);
+        let outcome = Outcome::of(facts, &driver.record, status)
+            .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         if settled {
             lockfile::clear_marker(&session.lock)?;
         }

@@ -18,7 +18,8 @@ use crate::git::branch::{self, BranchError};
 use crate::git::patch::{self, PatchError};
 use crate::git::store::{Store, TreeChange};
 use crate::tx::id::{AttemptKey, Oid};
-use crate::tx::state::{AttemptRecord, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::TxState;
 
 /// The difference that an attempt made.
 pub struct Difference {

@@ -22,14 +22,14 @@ use crate::base::fault::{self, Point};
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index::{self, Index, IndexChange};
 use crate::git::locks;
-use crate::git::manifest::Described;
 use crate::git::promote::{self, Move};
 use crate::journal::{Change as LedgerChange, LedgerError};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::Change;
 use crate::tx::path::RepoPath;
+use crate::tx::record::AttemptRecord;
 use crate::tx::settings::OnDrift;
-use crate::tx::state::{AttemptRecord, Seal, TxEvent};
+use crate::tx::state::{Seal, TxEvent};
 use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
@@ -182,7 +182,8 @@ impl Driver<'_> {
             return Ok(None);
         }
         let path = self.session.place.attempt(&self.key).join("index.base");
-        let bytes = std::fs::read(path).map_err(Failure::io("reading the saved index"))?;
+        let bytes = std::fs::read(path)
+            .map_err(|error| Stop::damaged(format!("the saved index cannot be read: {error}")))?;
         Index::parse(&bytes).map(Some).map_err(|error| Stop::damaged(chain(&error)))
     }
 
@@ -329,11 +330,7 @@ impl Driver<'_> {
         let seal = self.sealed()?;
         let _won: Won = self.won(&seal)?;
         let entries = self.sealed_view()?.file.entries.clone();
-        self.session.manifest.apply(
-            entries,
-            None,
-            Described { head_tree: Some(seal.tree), root: Some(self.session.root.id()) },
-        )?;
+        self.remember(entries, seal.tree)?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
         locks::release_own(&target)?;
         self.report_other_refs();

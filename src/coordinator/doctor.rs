@@ -22,7 +22,8 @@ use crate::git::store::Store;
 use crate::hook::install::{self, HOOK, HooksFolder, Presence};
 use crate::journal::{Filter, Ledger};
 use crate::process;
-use crate::tx::state::{AttemptRecord, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::TxState;
 
 /// Less free space than this is worth a word.
 const LOW_SPACE: u64 = 1 << 30;

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::outcome::{OutcomeWord, RefsDocument};
 use crate::tx::id::{AttemptNo, ExecutionId, Oid};
 use crate::tx::path::RepoPath;
-use crate::tx::state::{ChangeCounts, PostCheckRecord, StateTag, Warning};
+use crate::tx::record::Warning;
+use crate::tx::state::{ChangeCounts, PostCheckRecord, StateTag};
 use crate::tx::verdict::Status;
 use crate::tx::writer::{TurnResult, WriterRecord};
 

@@ -21,7 +21,8 @@ use crate::journal::{Change, LedgerError};
 use crate::process::{Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, Pin, RefName};
-use crate::tx::state::{AttemptRecord, Effect, TxEvent, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{Effect, TxEvent, TxState};
 use crate::tx::verdict::{Row, Status};
 
 /// Why an effect did not come to its end.
@@ -76,8 +77,6 @@ pub struct Live {
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.
     pub snapshot: Option<Snapshot>,
-    /// How the turn ended, where the state does not hold it.
-    pub turn: Option<crate::tx::writer::TurnResult>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
     /// The verdict, where this process won it.
@@ -136,6 +135,13 @@ impl Driver<'_> {
             match done {
                 Ok(()) => {}
                 Err(Stop::Quarantine(reason)) => self.quarantine(reason)?,
+                Err(Stop::Failure(Failure::Ledger(error)))
+                    if is_lost(&error)
+                        && !matches!(self.record.state, TxState::Open { turn: None }) =>
+                {
+                    let why = chain(&error);
+                    self.quarantine(QuarantineReason::WorkspaceDamaged { why })?;
+                }
                 Err(Stop::Failure(failure)) => return Err(failure),
             }
         }
@@ -193,11 +199,22 @@ impl Driver<'_> {
         serde_json::to_value(document).ok()
     }
 
-    /// Records that an operator decides.
+    /// Records that an operator decides. Where the ledger itself is gone, there is nothing to
+    /// record it in: whoever waits for the outcome is told all the same.
     pub fn quarantine(&mut self, reason: QuarantineReason) -> Result<(), Failure> {
         let fingerprint = super::observe::fingerprint(self.session, &self.spec).ok();
         let detail = json!({ "reason": reason.as_str(), "detail": reason.detail() });
-        self.apply(TxEvent::Quarantined { reason, fingerprint }, &detail)
+        let event = TxEvent::Quarantined { reason, fingerprint };
+        match self.apply(event.clone(), &detail) {
+            Err(Failure::Ledger(error)) if is_lost(&error) => {
+                tracing::warn!(%error, "the quarantine could not be recorded");
+                self.record
+                    .warn("not_recorded", format!("this could not be recorded: {}", chain(&error)));
+                self.record.state = self.record.state.clone().apply(event).map_err(Failure::bug)?;
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Makes the ref of a pin that the ledger has.
@@ -253,6 +270,14 @@ pub fn row(session: &mut Session, key: &AttemptKey) -> Result<Option<Row>, Failu
     use crate::gate::Gate as _;
     let db = session.ledger.writable()?;
     EmbeddedGate::new(db).row(&key.execution).map_err(Failure::from)
+}
+
+/// Whether an error of the ledger says that there is none any more to record anything in.
+const fn is_lost(error: &LedgerError) -> bool {
+    matches!(
+        error,
+        LedgerError::Moved { .. } | LedgerError::NotALedger { .. } | LedgerError::Corrupt { .. }
+    )
 }
 
 /// Whether an error of the ledger says that somebody else has gone on with the attempt.

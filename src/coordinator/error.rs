@@ -18,7 +18,8 @@ use crate::hook::capture::CaptureError;
 use crate::hook::install::InstallError;
 use crate::journal::LedgerError;
 use crate::process::{ProgramNotFound, StartError};
-use crate::tx::state::Warning;
+use crate::tx::id::AttemptKey;
+use crate::tx::record::Warning;
 use crate::tx::verdict::Status;
 
 use super::place::PlaceError;
@@ -123,6 +124,14 @@ pub enum Failure {
         what: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The turn ran, and its end could not be recorded.
+    #[error("attempt {key} could not be brought to its end")]
+    LeftOpen {
+        /// Which.
+        key: AttemptKey,
+        /// Why.
+        source: Box<Failure>,
     },
     /// A bug.
     #[error("{0}")]

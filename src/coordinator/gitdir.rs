@@ -52,9 +52,12 @@ fn words(change: &GitChange) -> String {
 impl Driver<'_> {
     fn guarded(&self) -> Result<(Snapshot, Snapshot), Stop> {
         let path = self.session.place.attempt(&self.key).join(NAME);
-        let bytes = std::fs::read(&path).map_err(Failure::io("reading the kept git directory"))?;
-        let before: Snapshot = serde_json::from_slice(&bytes)
-            .map_err(Failure::other("reading the kept git directory"))?;
+        // Trying again would not bring it back.
+        let lost = |why: &dyn std::fmt::Display| {
+            Stop::damaged(format!("what was kept of the git directory, {}: {why}", path.display()))
+        };
+        let bytes = std::fs::read(&path).map_err(|error| lost(&error))?;
+        let before: Snapshot = serde_json::from_slice(&bytes).map_err(|error| lost(&error))?;
         let now = self.guarded_now()?;
         Ok((before, now))
     }

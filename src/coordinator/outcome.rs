@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::tx::cause::ErrorCode;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid};
 use crate::tx::path::RepoPath;
-use crate::tx::state::{AttemptRecord, ChangeCounts, PostCheckRecord, TxState, Warning};
+use crate::tx::record::{AttemptRecord, Warning};
+use crate::tx::state::{ChangeCounts, PostCheckRecord, TxState};
 use crate::tx::verdict::Status;
 use crate::tx::writer::TurnResult;
 
@@ -180,7 +181,7 @@ impl Outcome {
         document.base = Some(facts.base);
         document.candidate = state.seal().map(|seal| seal.candidate);
         document.changes = state.seal().map(|seal| seal.changes);
-        document.turn = state.turn().cloned();
+        document.turn = state.turn().or(record.turn.as_ref()).cloned();
         document.post_check = state.post_check().cloned();
         document.refs = RefsDocument::of(record);
         document.drift.clone_from(&record.drift);

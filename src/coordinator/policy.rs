@@ -16,6 +16,9 @@ use crate::tx::path::RepoPath;
 use crate::tx::settings::{OnUnignored, Settings};
 use crate::tx::writer::BlockedPath;
 
+/// The kernel's bound on a path given as a whole, as git gives it; with the zero at its end.
+const PATH_MAX: usize = 4096;
+
 /// How many paths of each kind are told.
 const TOLD: usize = 100;
 
@@ -117,6 +120,9 @@ pub(super) fn judge_changes(
         }
         if found.kind == Kind::File {
             verdicts.size(&change.path, found.stat.size, true);
+        }
+        if change.path.as_bytes().len() >= PATH_MAX {
+            verdicts.unstorable(&change.path, "git cannot open a path as long as this");
         }
         let link = found.kind == Kind::Symlink;
         let last = change.path.parts().count() - 1;

@@ -25,7 +25,7 @@ use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::{Change, Found, git_mode};
 use crate::tx::id::{AttemptKey, Oid, Pin};
 use crate::tx::path::RepoPath;
-use crate::tx::state::AttemptRecord;
+use crate::tx::record::AttemptRecord;
 
 /// Which kind of pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

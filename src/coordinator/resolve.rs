@@ -19,6 +19,7 @@ use super::outcome::RefsDocument;
 use super::rescue::PinKind;
 use super::session::Session;
 use super::spec::AttemptSpec;
+use super::turn::branch_moved;
 use super::view;
 use crate::gate::{EmbeddedGate, Gate as _};
 use crate::git::lockfile;
@@ -27,7 +28,7 @@ use crate::git::refs::Head;
 use crate::git::scan::NewDirectories;
 use crate::process::{self, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
-use crate::tx::id::{AttemptKey, Oid, RefName};
+use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::recovery::{OwnerSeen, WriterSeen};
 use crate::tx::state::{TxEvent, TxState};
 use crate::tx::verdict::{Status, Terminal, TerminalStatus, Verdict};
@@ -108,7 +109,9 @@ pub fn resolve(
         Ok(()) => None,
         Err(Stop::Quarantine(reason)) => {
             let why = format!("{}: {}", reason.as_str(), reason.detail().unwrap_or_default());
-            if !driver.state().tag().is_settled() && !past {
+            // What was held stays held, for what it was held for.
+            let held = matches!(driver.state(), TxState::Quarantined { .. });
+            if !held && !driver.state().tag().is_settled() {
                 driver.quarantine(reason)?;
             }
             Some(why.trim_end_matches([':', ' ']).to_owned())
@@ -126,14 +129,16 @@ impl Driver<'_> {
             return self.drive().map_err(Stop::from);
         }
         let death = self.death_for_resolve(writer_dead)?;
-        let tip = self.tip_for_resolve()?;
         match choice {
             Choice::Adopt => {
-                let turn = self.state().turn().cloned().unwrap_or_default();
+                let tip = self.tip_for_resolve(true)?;
+                let turn = self.state().turn().or(self.record.turn.as_ref());
+                let turn = turn.cloned().unwrap_or_default();
                 self.seal_at(tip, turn, death, true)?;
                 self.drive()?;
             }
             Choice::Discard => {
+                let tip = self.tip_for_resolve(false)?;
                 self.ask_failed()?;
                 let cause = Cause::Discarded;
                 let detail = json!({ "reason": cause.reason(), "death": death.how() });
@@ -141,7 +146,8 @@ impl Driver<'_> {
                 self.drive()?;
             }
             Choice::Keep => {
-                self.pin_all(tip)?;
+                let tip = self.session.refs.get(&self.branch_ref())?;
+                self.pin_all(tip.filter(|id| *id != self.spec.base))?;
                 self.ask_failed()?;
                 let target = self.session.target(&self.key, self.spec.branch.as_ref());
                 locks::release_own(&target)?;
@@ -167,45 +173,38 @@ impl Driver<'_> {
         Err(Stop::Quarantine(QuarantineReason::WriterUnproven))
     }
 
-    /// Where the branch stands, by the operator's word.
-    fn tip_for_resolve(&mut self) -> Result<Option<Oid>, Stop> {
+    /// Where the branch stands, by the operator's word; `None` is the base. What is to land must
+    /// descend from the base; what is undone is pinned, wherever it came from.
+    fn tip_for_resolve(&mut self, to_land: bool) -> Result<Option<Oid>, Stop> {
         let head = self.session.refs.head()?;
         let now = match (&head, &self.spec.branch) {
             (Head::Branch(name, id), Some(branch)) if name == branch => *id,
             (Head::Detached(id), None) => Some(*id),
             _ => None,
         };
-        let back = || {
-            let branch = self.spec.branch.as_ref().map_or("--detach", RefName::short);
-            let target = self.spec.base.short();
-            match &self.spec.branch {
-                Some(_) => format!("git symbolic-ref HEAD refs/heads/{branch}"),
-                None => format!("git update-ref --no-deref HEAD {target}"),
-            }
+        let Some(id) = now else {
+            let back = match &self.spec.branch {
+                Some(branch) => format!("git symbolic-ref HEAD {branch}"),
+                None => format!("git update-ref --no-deref HEAD {}", self.spec.base),
+            };
+            return Err(branch_moved(format!(
+                "HEAD is not on {} any more; `{back}` brings it back without touching a file",
+                self.branch_ref()
+            )));
         };
-        match now {
-            None => Err(Stop::Failure(Failure::impossible(
-                format!("HEAD is not on {} any more", self.branch_ref()),
-                back(),
-            ))),
-            Some(id) if id == self.spec.base => Ok(None),
-            Some(id) => {
-                self.session.store.refresh();
-                if self.session.store.is_descendant(id, self.spec.base).unwrap_or(false) {
-                    Ok(Some(id))
-                } else {
-                    Err(Stop::Failure(Failure::impossible(
-                        format!(
-                            "{} is at {}, which does not descend from the base {}",
-                            self.branch_ref(),
-                            id.short(),
-                            self.spec.base.short()
-                        ),
-                        format!("git update-ref {} {}", self.branch_ref(), self.spec.base),
-                    )))
-                }
-            }
+        if id == self.spec.base {
+            return Ok(None);
         }
+        self.session.store.refresh();
+        if to_land && !self.session.store.is_descendant(id, self.spec.base).unwrap_or(false) {
+            return Err(branch_moved(format!(
+                "{} is at {}, which does not descend from the base {}: it can be discarded or kept",
+                self.branch_ref(),
+                id.short(),
+                self.spec.base.short()
+            )));
+        }
+        Ok(Some(id))
     }
 
     /// FAILED through the gate: won, or another's terminal standing.

@@ -24,8 +24,8 @@ use crate::git::refs::RefError;
 use crate::git::store::Store;
 use crate::journal::{Attempt, Filter};
 use crate::tx::id::Oid;
+use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Retention;
-use crate::tx::state::AttemptRecord;
 
 /// Where the size of an attempt's discarded work is remembered, in its folder.
 const SIZE: &str = "discarded-bytes";

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::Failure;
-use super::place::Place;
+use super::place::{PRIVATE_DIR, Place};
+use crate::base::durable;
 use crate::git::lockfile::{self, Holder, WorkspaceLock};
 use crate::git::locks::Target;
 use crate::git::manifest::Manifest;
@@ -99,6 +100,23 @@ impl Session {
         root.probe()?;
         let manifest = Manifest::open(&place.manifest())?;
         Ok(Self { workspace, place, ledger, lock, store, refs, root, manifest })
+    }
+
+    /// Begins the manifest anew, empty. Only where nothing of it is needed any more.
+    pub fn renew_manifest(&mut self) -> Result<(), Failure> {
+        let path = self.place.manifest();
+        if let Some(folder) = path.parent() {
+            durable::create_dir_all(folder, PRIVATE_DIR)
+                .map_err(Failure::io("making the manifest's folder"))?;
+        }
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::io("removing the manifest")(error));
+            }
+            _ => {}
+        }
+        self.manifest = Manifest::open(&path)?;
+        Ok(())
     }
 
     /// git's locks of an attempt on this workspace.

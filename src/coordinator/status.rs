@@ -20,8 +20,9 @@ use crate::git::root::{Root, RootError};
 use crate::git::store::Store;
 use crate::hook::capture::{self, Request};
 use crate::tx::post_check::{Capture, Origin};
+use crate::tx::record::Warning;
 use crate::tx::settings::{OnDirty, Untracked};
-use crate::tx::state::{TxState, Warning};
+use crate::tx::state::TxState;
 
 /// How a workspace stands, before it is put into words.
 pub struct Standing {

@@ -21,10 +21,9 @@ use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::{AttemptKey, Oid, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::post_check::Capture;
+use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Settings;
-use crate::tx::state::{
-    AttemptRecord, ChangeCounts, PostCheckRecord, Seal, TxState, Undo, VerdictState,
-};
+use crate::tx::state::{ChangeCounts, PostCheckRecord, Seal, TxState, Undo, VerdictState};
 use crate::tx::writer::{DeathProof, ProcessId, ProvenDead, TurnResult, WriterRecord};
 
 pub(super) struct Lab {

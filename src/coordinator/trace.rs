@@ -18,7 +18,8 @@ use crate::base::durable;
 use crate::git::rules::{Source, View};
 use crate::journal::Change as LedgerChange;
 use crate::tx::path::RepoPath;
-use crate::tx::state::{AttemptRecord, TxEvent, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{TxEvent, TxState};
 
 /// The name of the outcome in an attempt's folder: what `WORKTX_PREVIOUS` names.
 pub(super) const OUTCOME: &str = "outcome.json";

@@ -54,7 +54,7 @@ impl Driver<'_> {
         for pin in self.record.pins.all() {
             self.session.refs.unpin(&self.spec.settings.ref_prefix, pin, &prepared)?;
         }
-        self.record.pins = crate::tx::state::Pins::default();
+        self.record.pins = crate::tx::record::Pins::default();
         self.apply(TxEvent::Abandoned, &json!({}))?;
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Driver<'_> {
             waiting.run(&bounds, &mut Requests { signals, poll: &mut poll })
         };
         fault::point(Point::TurnOver);
-        self.live.turn = Some(over.result.clone());
+        self.record.turn = Some(over.result.clone());
         if let Some(error) = &over.exec_error {
             self.record.warn("exec_failed", format!("the command could not be executed: {error}"));
         }

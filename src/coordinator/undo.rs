@@ -23,7 +23,6 @@ use crate::base::fault::{self, Point};
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index;
 use crate::git::locks::{self, LockError};
-use crate::git::manifest::Described;
 use crate::git::promote::{self, Move};
 use crate::git::refs::Head;
 use crate::git::restore::{self, Restore, RestoreReport};
@@ -108,11 +107,7 @@ impl Driver<'_> {
             self.spec.settings.on_drift,
         )?;
         self.put_back_index()?;
-        self.session.manifest.apply(
-            report.new_stats,
-            None,
-            Described { head_tree: Some(self.spec.base_tree), root: Some(self.session.root.id()) },
-        )?;
+        self.remember(report.new_stats, self.spec.base_tree)?;
         fault::point(Point::Restored);
         for path in report.drift {
             if !self.record.drift.contains(&path) {
@@ -202,7 +197,9 @@ impl Driver<'_> {
             None => None,
             Some(digest) => {
                 let path = self.session.place.attempt(&self.key).join("index.base");
-                let bytes = std::fs::read(&path).map_err(Failure::io("reading the saved index"))?;
+                let bytes = std::fs::read(&path).map_err(|error| {
+                    Stop::damaged(format!("the saved index cannot be read: {error}"))
+                })?;
                 if hex(&index::digest(&bytes)) != *digest {
                     return Err(Stop::damaged("the saved index is not what was saved"));
                 }
@@ -303,7 +300,7 @@ impl Driver<'_> {
     fn settle_undo(&mut self, undo: &Undo) -> Result<(), Stop> {
         let cause = &undo.cause;
         let state = self.state().clone().apply(TxEvent::Undone).map_err(Failure::bug)?;
-        let record = crate::tx::state::AttemptRecord { state, ..self.record.clone() };
+        let record = crate::tx::record::AttemptRecord { state, ..self.record.clone() };
         let expected = self.state().tag();
         let facts = self.spec.facts(&self.key);
         let detail = json!({ "reason": cause.reason() });

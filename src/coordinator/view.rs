@@ -16,7 +16,7 @@ use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::durable;
-use crate::git::manifest::{EntryChange, Snapshot};
+use crate::git::manifest::{Described, EntryChange, Snapshot};
 use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
 use crate::git::scan::{self, Scan, ScanError, ScanRequest};
 use crate::git::store::Store;
@@ -169,15 +169,39 @@ impl Driver<'_> {
             Ok(snapshot.clone())
         } else {
             let snapshot = self.session.manifest.load()?;
+            // An empty one, made anew because the file was gone, would make an undo remove
+            // everything.
+            let told = snapshot.meta().described.head_tree;
+            let sealed = self.state().seal().map(|seal| seal.tree);
+            if told != Some(self.spec.base_tree) && (told.is_none() || told != sealed) {
+                return Err(Stop::damaged("the manifest is not that of this attempt"));
+            }
             self.live.snapshot = Some(snapshot.clone());
             Ok(snapshot)
         }
     }
 
+    /// Records what stands in the tree from now on, at the end of an attempt. A manifest that was
+    /// moved or damaged meanwhile is begun anew, empty: the next look is a full one.
+    pub(super) fn remember(&mut self, changes: Vec<EntryChange>, tree: Oid) -> Result<(), Failure> {
+        let root = Some(self.session.root.id());
+        let described = Described { head_tree: Some(tree), root };
+        let Err(error) = self.session.manifest.apply(changes, None, described) else {
+            return Ok(());
+        };
+        if self.live.snapshot.is_none() {
+            return Err(error.into());
+        }
+        tracing::warn!(%error, "the manifest is begun anew");
+        self.session.renew_manifest()
+    }
+
     /// The work tree as it was sealed; after a crash from what was kept of it.
     pub(super) fn sealed_view(&mut self) -> Result<&SealView, Stop> {
         if self.live.sealed.is_none() {
-            let file = SealFile::read(&self.session.place.attempt(&self.key))?;
+            // Trying again would not bring it back.
+            let file = SealFile::read(&self.session.place.attempt(&self.key))
+                .map_err(|error| Stop::damaged(super::drive::chain(&error)))?;
             self.live.sealed = Some(self.view_of(file)?);
         }
         self.live.sealed.as_ref().ok_or_else(|| Failure::bug("a seal without a view").into())

@@ -26,7 +26,7 @@ pub const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str)
 }
 
 /// A warning of the workspace, as documents have it.
-pub fn warning(warning: &BaseWarning) -> crate::tx::state::Warning {
+pub fn warning(warning: &BaseWarning) -> crate::tx::record::Warning {
     let (code, message) = base_warning(warning);
-    crate::tx::state::Warning { code: code.to_owned(), message: message.to_owned() }
+    crate::tx::record::Warning { code: code.to_owned(), message: message.to_owned() }
 }

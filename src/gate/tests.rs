@@ -8,7 +8,8 @@ use crate::journal::{Change, Facts, Ledger, LedgerError, Mode, NewAttempt, Opene
 use crate::journal::{Filter, Workspace};
 use crate::tx::cause::Cause;
 use crate::tx::id::{AttemptKey, AttemptNo, Oid};
-use crate::tx::state::{AttemptRecord, StateTag, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{StateTag, TxState};
 use crate::tx::verdict::{Claim, Status, TerminalStatus, Won, judge};
 use crate::tx::writer::{HostId, ProcessId};
 

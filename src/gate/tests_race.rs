@@ -15,7 +15,8 @@ use super::tests::{ask, execution, next_attempt};
 use super::*;
 use crate::journal::{Change, Ledger, LedgerError, Mode, Opened};
 use crate::tx::id::{AttemptKey, AttemptNo, Oid};
-use crate::tx::state::{AttemptRecord, StateTag, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{StateTag, TxState};
 use crate::tx::verdict::{Status, TerminalStatus};
 
 /// What a writer does, in its words.

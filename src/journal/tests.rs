@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId};
-use crate::tx::state::{AttemptRecord, StateTag, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{StateTag, TxState};
 use crate::tx::verdict::Status;
 use crate::tx::writer::{HostId, ProcessId};
 

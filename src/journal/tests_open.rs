@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::open::{APPLICATION_ID, KNOWN, journal_of};
 use super::tests::{Fixture, change, fixture, id, in_state, open, owner, sqlite3, workspace};
 use super::*;
-use crate::tx::state::{AttemptRecord, StateTag, TxState};
+use crate::tx::record::AttemptRecord;
+use crate::tx::state::{StateTag, TxState};
 
 fn mode_of(path: &Path) -> u32 {
     path.metadata().expect("there").permissions().mode() & 0o777

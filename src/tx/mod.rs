@@ -13,6 +13,7 @@ pub mod entry;
 pub mod id;
 pub mod path;
 pub mod post_check;
+pub mod record;
 pub mod recovery;
 pub mod settings;
 pub mod state;

@@ -15,8 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cause::{Cause, QuarantineReason};
-use super::id::{InvalidName, Oid, Pin};
-use super::path::RepoPath;
+use super::id::{InvalidName, Oid};
 use super::post_check::PostCheckOutcome;
 use super::verdict::Status;
 use super::writer::{ProvenDead, TurnResult, WriterRecord};
@@ -592,69 +591,6 @@ impl Seal {
             tip: Some(self.sealed_head),
             seal: Some(self),
             post_check,
-        }
-    }
-}
-
-/// A warning of an outcome document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Warning {
-    /// A word that stays the same.
-    pub code: String,
-    /// A sentence for a person.
-    pub message: String,
-}
-
-/// The refs that keep an attempt's objects alive. A pin stands here before its ref is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pins {
-    /// What it started from.
-    pub base: Option<Pin>,
-    /// What the turn did.
-    pub candidate: Option<Pin>,
-    /// What was undone; the k-th is `…/discarded/<k+1>`.
-    pub discarded: Vec<Pin>,
-    /// Somebody else's bytes; the k-th is `…/rescue/<k+1>`.
-    pub rescue: Vec<Pin>,
-}
-
-impl Pins {
-    /// All of them, in the order in which they are made.
-    pub fn all(&self) -> impl Iterator<Item = &Pin> {
-        self.base.iter().chain(&self.candidate).chain(&self.discarded).chain(&self.rescue)
-    }
-}
-
-/// What the journal keeps of an attempt beside its immutable facts: its `data` column, whose
-/// state's tag stands in the `state` column.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptRecord {
-    /// Where it is.
-    pub state: TxState,
-    /// What is kept for it.
-    pub pins: Pins,
-    /// What a person should know.
-    pub warnings: Vec<Warning>,
-    /// Where somebody else's bytes were found.
-    pub drift: Vec<RepoPath>,
-}
-
-impl AttemptRecord {
-    /// A new attempt.
-    pub fn open() -> Self {
-        Self {
-            state: TxState::Open { turn: None },
-            pins: Pins::default(),
-            warnings: Vec::new(),
-            drift: Vec::new(),
-        }
-    }
-
-    /// Adds a warning, once.
-    pub fn warn(&mut self, code: &str, message: impl Into<String>) {
-        let warning = Warning { code: code.to_owned(), message: message.into() };
-        if !self.warnings.contains(&warning) {
-            self.warnings.push(warning);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
+use crate::tx::record::AttemptRecord;
 use crate::tx::writer::{DeathProof, HostId, ProcessId};
 
 fn oid(n: u8) -> Oid {

@@ -1,10 +1,9 @@
 //! The crash matrix on the real binary: a fault, the next command reconciles, then three laws.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use crate::lab::Lab;
-use crate::support::{Gate, Repo};
+use crate::support::Gate;
 
 /// What a turn that succeeds does: every kind of change.
 const WORK: &str = "echo new > new.txt; echo more >> README.md; rm src/deep/two.txt; \

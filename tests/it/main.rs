@@ -8,6 +8,7 @@
     reason = "helpers of tests, called as reads best"
 )]
 
+mod attacks;
 mod crash;
 mod lab;
 mod readers;

@@ -266,6 +266,8 @@ pub fn listing(root: &Path) -> BTreeMap<String, String> {
             } else if meta.is_dir() {
                 todo.push(path.clone());
                 format!("dir {mode:o}")
+            } else if meta.is_file() && meta.len() > 1 << 30 {
+                format!("file {mode:o} of {} bytes", meta.len())
             } else if meta.is_file() {
                 let bytes = fs::read(&path).expect("readable");
                 format!("file {mode:o} {}", String::from_utf8_lossy(&bytes))

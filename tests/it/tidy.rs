@@ -43,7 +43,16 @@ fn sources(dir: &Path) -> BTreeMap<PathBuf, String> {
 
 fn is_test_file(path: &Path) -> bool {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    name == "tests" || name.ends_with("_tests") || name.starts_with("test_") || name == "testing"
+    let in_folder = path.parent().is_some_and(|dir| {
+        dir.iter().any(|part| part == "tests" || part.to_string_lossy().ends_with("_tests"))
+    });
+    let below_src = path.strip_prefix(root().join("src")).is_ok();
+    let named = name == "tests"
+        || name.ends_with("_tests")
+        || name.starts_with("tests_")
+        || name.starts_with("test_")
+        || name == "testkit";
+    named || (below_src && in_folder)
 }
 
 /// The part of a file before its `mod tests`.
