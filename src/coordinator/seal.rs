@@ -137,9 +137,10 @@ impl Driver<'_> {
             }
             Err(error) => return Err(view::scan_stop(error)),
         };
-        if !scan.unreadable.is_empty() {
-            let paths = scan
-                .unreadable
+        let mut unreadable = scan.unreadable.clone();
+        unreadable.extend(self.closed_files(&scan.changes));
+        if !unreadable.is_empty() {
+            let paths = unreadable
                 .iter()
                 .map(|path| crate::tx::writer::BlockedPath {
                     path: path.clone(),
@@ -255,6 +256,20 @@ impl Driver<'_> {
         }
         self.record.pins.candidate = Some(Pin { name, id: candidate });
         Ok(())
+    }
+
+    /// Files that would be committed and that their own owner may not read.
+    fn closed_files(&self, changes: &[Change]) -> Vec<RepoPath> {
+        let closed = |change: &&Change| {
+            let file = change.after.as_ref().filter(|found| found.kind == Kind::File);
+            !change.ignored_by_turn && file.is_some_and(|found| found.stat.mode & 0o400 == 0)
+        };
+        changes
+            .iter()
+            .filter(closed)
+            .filter(|change| self.session.root.open_file(&change.path).is_err())
+            .map(|change| change.path.clone())
+            .collect()
     }
 
     /// A policy says no: an undo, or, where an operator adopts, the quarantine that it was in.

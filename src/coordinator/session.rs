@@ -84,7 +84,6 @@ impl Session {
         command: &str,
         wait: Option<Duration>,
     ) -> Result<Self, Failure> {
-        place.create(workspace.common_dir())?;
         let holder = Holder {
             process: process::own_process(),
             boot_id: process::this_host().boot_id,
@@ -92,8 +91,10 @@ impl Session {
             attempt: None,
         };
         let lock = WorkspaceLock::acquire(&workspace, &holder, wait)?;
-        let ledger = write_ledger(&place)?;
+        // Before anything is made: a ledger that is refused leaves nothing behind, no pointer.
         lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
+        place.create(workspace.common_dir())?;
+        let ledger = write_ledger(&place)?;
         let store = Store::open(workspace.common_dir())?;
         let refs = Refs::open(workspace.git_dir(), workspace.common_dir())?;
         let root = Root::open(workspace.root())?;

@@ -11,14 +11,20 @@ use std::os::fd::AsFd as _;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
+use super::place::PRIVATE_FILE;
+use crate::base::durable;
 use crate::base::fault::{self, Point};
 use crate::git::reflog::{self, Moves};
+use crate::git::restore;
 use crate::process::{self, Bounds, Request, Requests};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::Oid;
 use crate::tx::state::{TxEvent, Undo};
 use crate::tx::verdict::Status;
 use crate::tx::writer::{EndedBy, ProvenDead, TurnResult};
+
+/// In an attempt's folder: the mode of the root at open, for which the manifest has no entry.
+pub(super) const ROOT_MODE: &str = "root-mode";
 
 impl Driver<'_> {
     pub(super) fn start_turn(&mut self) -> Result<(), Stop> {
@@ -30,7 +36,12 @@ impl Driver<'_> {
         let Some(command) = self.live.command.clone() else {
             return Err(Failure::bug("a turn without a command").into());
         };
-        let folder = self.session.place.attempt(&self.key).join("turn");
+        let own = self.session.place.attempt(&self.key);
+        let mode = restore::root_mode(self.session.root.handle())
+            .map_err(Failure::io("looking at the root of the work tree"))?;
+        durable::write_file(&own.join(ROOT_MODE), format!("{mode:o}").as_bytes(), PRIVATE_FILE)
+            .map_err(Failure::io("noting the mode of the root"))?;
+        let folder = own.join("turn");
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
         match process::start(&command, &folder, &[lock.as_fd()]) {
             Ok(waiting) => {

@@ -38,7 +38,7 @@ use crate::tx::path::RepoPath;
 use crate::tx::settings::{Limits, OnDrift};
 use crate::tx::state::{TxEvent, TxState, Undo};
 use crate::tx::verdict::{Status, Terminal, Verdict};
-use crate::tx::writer::ProvenDead;
+use crate::tx::writer::{BlockedPath, ProvenDead};
 
 /// How often a restore is tried before an operator is asked.
 const TRIES: u32 = 3;
@@ -50,18 +50,27 @@ impl Driver<'_> {
         };
         fault::point(Point::RollbackRecorded);
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        locks::release_own(&target)?;
+        locks::forget(&target)?;
         let tip = self.where_to_rewind(&undo)?;
 
+        self.put_back_root_mode()?;
         let snapshot = self.snapshot()?;
         let base_rules = view::base_rules(&self.session.store, &snapshot)?;
         let look = |how| view::look(self.session, &self.spec, &snapshot, &base_rules, how);
-        let (scan, listed) = match look(NewDirectories::Walk) {
-            Ok(scan) => (scan, false),
-            Err(ScanError::TooMany { .. } | ScanError::TooDeep { .. }) => {
-                (look(NewDirectories::Whole).map_err(view::scan_stop)?, true)
+        let (mut how, mut opened) = (NewDirectories::Walk, HashSet::new());
+        let (scan, listed) = loop {
+            match look(how) {
+                Ok(scan) if scan.unreadable.is_empty() => {
+                    break (scan, how == NewDirectories::Whole);
+                }
+                Ok(scan) => self.open_up(&scan.unreadable, &mut opened)?,
+                Err(ScanError::TooMany { .. } | ScanError::TooDeep { .. })
+                    if how == NewDirectories::Walk =>
+                {
+                    how = NewDirectories::Whole;
+                }
+                Err(error) => return Err(view::scan_stop(error)),
             }
-            Err(error) => return Err(view::scan_stop(error)),
         };
         let too_large = too_large(&scan.changes, &self.spec.settings.limits, listed);
         let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
@@ -139,6 +148,38 @@ impl Driver<'_> {
         }
         self.report_other_refs();
         self.settle_undo(&undo)
+    }
+
+    /// The root's own mode, before anything beneath it is looked at: it may keep us out.
+    fn put_back_root_mode(&self) -> Result<(), Stop> {
+        let path = self.session.place.attempt(&self.key).join(super::turn::ROOT_MODE);
+        let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
+        let Ok(mode) = u32::from_str_radix(text.trim(), 8) else { return Ok(()) };
+        restore::set_root_mode(self.session.root.handle(), mode).map_err(|error| {
+            Stop::Quarantine(QuarantineReason::RestoreBlocked {
+                paths: Vec::new(),
+                why: format!("the root's mode cannot be put back: {error}"),
+            })
+        })
+    }
+
+    /// What the turn closed to its own owner is opened, or it could neither be pinned nor undone.
+    /// Nothing of the base was closed: it would not have been taken for one.
+    fn open_up(&self, paths: &[RepoPath], opened: &mut HashSet<RepoPath>) -> Result<(), Stop> {
+        let root = self.session.root.handle();
+        let blocked = |path: &RepoPath, why: String| BlockedPath { path: path.clone(), why };
+        let mut left = Vec::new();
+        for path in paths {
+            if !opened.insert(path.clone()) {
+                left.push(blocked(path, "it cannot be read".to_owned()));
+            } else if let Err(why) = restore::open_up(root, path) {
+                left.push(blocked(path, why));
+            }
+        }
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(Stop::Quarantine(QuarantineReason::RestoreBlocked { paths: left, why: String::new() }))
     }
 
     /// Where the turn's own commits have the branch, if it is not at the base already.

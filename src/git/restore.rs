@@ -31,9 +31,10 @@ use std::os::fd::BorrowedFd;
 use rustix::io::Errno;
 
 use super::aside::MakeError;
+use super::beneath::{self, Beneath};
 use super::spill::{Spill, SpillError};
 use super::undo::{Step, UndoPlan};
-use crate::tx::entry::{Entry, Found};
+use crate::tx::entry::{Entry, Found, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::OnDrift;
@@ -161,6 +162,43 @@ fn describe(errno: Errno) -> String {
         Errno::NOTEMPTY | Errno::EXIST => "something stands there that cannot go".to_owned(),
         other => io::Error::from(other).to_string(),
     }
+}
+
+/// Lets us read what a turn closed to its own owner, so that it can be pinned before it is undone:
+/// what a scan listed as unreadable. The mode of the base comes back with the undo.
+///
+/// # Errors
+/// What the system said, in words; it is in the way then.
+pub fn open_up(root: BorrowedFd<'_>, path: &RepoPath) -> Result<(), String> {
+    let done = (|| {
+        let Some(seen) = Beneath::new(root).look(path)? else { return Ok(()) };
+        let bits = match seen.kind {
+            Kind::Directory => 0o700,
+            Kind::File => 0o600,
+            _ => return Err(Errno::ACCESS),
+        };
+        beneath::chmod_forced(&seen, seen.stat.mode & 0o7777 | bits)
+    })();
+    done.map_err(describe)
+}
+
+/// The permission bits of the root itself, for which a manifest has no entry.
+///
+/// # Errors
+/// What the system said.
+pub fn root_mode(root: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(beneath::stat_of(root)?.1.mode & 0o7777)
+}
+
+/// Gives the root itself a mode, if it has another.
+///
+/// # Errors
+/// What the system said.
+pub fn set_root_mode(root: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    if root_mode(root)? != mode {
+        beneath::chmod(root, mode)?;
+    }
+    Ok(())
 }
 
 /// Carries the plan out. What could not be brought back is in the report; an error means that

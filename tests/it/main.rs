@@ -10,6 +10,8 @@
 
 mod attacks;
 mod crash;
+mod crash_more;
+mod edges;
 mod lab;
 mod readers;
 mod run;
