@@ -19,27 +19,44 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 ///
 /// `mode` is that of the directories made.
 pub fn create_dir_all(dir: &Path, mode: u32) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
+    // All are made before the first sync: one commit of the file system's journal has them all.
+    let mut missing: Vec<&Path> = Vec::new();
+    let mut at = dir;
+    while !at.is_dir() {
+        missing.push(at);
+        at = parent_of(at);
     }
-    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    create_dir_all(parent, mode)?;
-    match std::fs::DirBuilder::new().mode(mode).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => sync_dir(parent),
+    for dir in missing.iter().rev() {
+        match std::fs::DirBuilder::new().mode(mode).create(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
     }
+    missing.into_iter().try_for_each(|dir| sync_dir(parent_of(dir)))
 }
 
 /// Puts `bytes` at `path` whole: a reader sees the old file or the new one, never a part.
 ///
 /// The file is made with `mode`; one that a crash left under the temporary name is replaced.
 pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    place_file(path, bytes, mode)?;
+    sync_dir(parent_of(path))
+}
+
+/// As [`write_file`], for several files of one directory, which is synced once.
+pub fn write_files(dir: &Path, files: &[(&str, &[u8])], mode: u32) -> io::Result<()> {
+    for (name, bytes) in files {
+        place_file(&dir.join(name), bytes, mode)?;
+    }
+    sync_dir(dir)
+}
+
+fn place_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary_name(path);
     let mut file = create(&temporary, mode)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    sync_dir(parent_of(path))
+    std::fs::rename(&temporary, path)
 }
 
 /// Makes a new file for writing; one that stands there is removed, not written into.

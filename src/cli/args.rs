@@ -52,7 +52,6 @@ pub enum ColorChoice {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Command {
     /// Run a command as a transaction
     Run(Box<RunArgs>),

@@ -26,14 +26,15 @@ use super::rescue::pin_stop;
 use super::seal::{hex, signature};
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::{policy, reconcile, trace, view};
+use super::{policy, reconcile, retention, trace, view};
 use crate::base::durable;
 use crate::config::Loaded;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::gitconfig::GitEnv;
 use crate::git::index::{self, Index, IndexError};
 use crate::git::judge::{self, BaseFacts};
-use crate::git::lockfile::{self, Marker};
+use crate::git::lockfile::{self, Holder, Marker};
+use crate::git::manifest::child_path;
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::reflog;
@@ -44,7 +45,7 @@ use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
 use crate::process::{self, Bounds, Command, Output, Requests, Signals, Stdin, find_program};
 use crate::tx::cause::{Cause, ErrorCode};
-use crate::tx::entry::Found;
+use crate::tx::entry::{Found, GIT_LINK};
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::record::{AttemptRecord, Warning};
@@ -104,7 +105,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     let unprotected =
         request.triggered_by.as_deref().is_some_and(|kind| UNPROTECTED.contains(&kind));
     let git_env = context.git_env();
-    if let Err(refusals) = judge::judge(&context.workspace, &git_env, |_| true)
+    if let Err(refusals) = judge::readable(&context.workspace, &git_env)
         && refusals.iter().any(is_unreadable)
     {
         // Of such a repository nothing can be opened, the ledger's place included.
@@ -236,7 +237,8 @@ impl Begin<'_> {
                 reason: record.state.tag().as_str().to_owned(),
             }]));
         }
-        let facts = judge::judge(&session.workspace, &self.git_env, |_| false).map_err(refused)?;
+        let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)
+            .map_err(refused)?;
         facts.config.author()?;
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
 
@@ -262,12 +264,20 @@ impl Begin<'_> {
             let paths = staged.into_iter().map(|(path, _)| path).collect();
             refusals.push(Refusal::StagedChanges { paths });
         }
+        let submodules = submodules(&session.store, facts.tree, &index)?;
+        if !submodules.is_empty() {
+            refusals.push(Refusal::Submodules { paths: submodules });
+        }
         let baseline = self.establish(session, &facts)?;
         refusals.extend(self.judge_baseline(&baseline));
         if !refusals.is_empty() {
             return Err(refused(refusals));
         }
-        let index_meaning = hex(&index.meaning().0);
+        let meaning = index.meaning();
+        if let Some(bytes) = &index_bytes {
+            index::remember(bytes, meaning);
+        }
+        let index_meaning = hex(&meaning.0);
         Ok(Base { facts, baseline, index_bytes, index_meaning })
     }
 
@@ -320,9 +330,6 @@ impl Begin<'_> {
         let mut refusals = Vec::new();
         if !baseline.modified.is_empty() {
             refusals.push(Refusal::ModifiedTracked { paths: baseline.modified.clone() });
-        }
-        if !baseline.submodules.is_empty() {
-            refusals.push(Refusal::Submodules { paths: baseline.submodules.clone() });
         }
         if self.loaded.values.settings.untracked == Untracked::Refuse
             && !baseline.untracked.is_empty()
@@ -380,15 +387,12 @@ impl Begin<'_> {
         )?;
         let guarded = gitdir::capture(session, base.facts.config.hooks_path.as_deref())
             .map_err(Failure::other("reading the git directory"))?;
-        gitdir::save(&guarded, &folder)?;
-        let index_digest = match &base.index_bytes {
-            None => None,
-            Some(bytes) => {
-                durable::write_file(&folder.join("index.base"), bytes, PRIVATE_FILE)
-                    .map_err(Failure::io("keeping the index"))?;
-                Some(hex(&index::digest(bytes)))
-            }
-        };
+        let guarded = gitdir::to_bytes(&guarded)?;
+        let mut kept = vec![(gitdir::NAME, guarded.as_slice())];
+        kept.extend(base.index_bytes.as_deref().map(|bytes| ("index.base", bytes)));
+        durable::write_files(&folder, &kept, PRIVATE_FILE)
+            .map_err(Failure::io("keeping the index and the git directory's files"))?;
+        let index_digest = base.index_bytes.as_deref().map(|bytes| hex(&index::digest(bytes)));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = base.facts.config.author()?.clone();
         let base_pin = base_pin(session, &base, &author)?;
@@ -451,6 +455,13 @@ impl Begin<'_> {
                 detail: json!({ "base": spec.base, "command": spec.command_line() }),
             },
         )?;
+        let holder = Holder {
+            process: process::own_process(),
+            boot_id: spec.boot_id.clone(),
+            command: "run".to_owned(),
+            attempt: Some(key.clone()),
+        };
+        session.lock.write_holder(&holder)?;
         match opened {
             Opened::Standing(row) => return Err(Failure::Standing(row.status)),
             Opened::Attempt(opened) if opened != key => {
@@ -479,7 +490,7 @@ impl Begin<'_> {
             live: Live {
                 command: Some(command),
                 timeout: self.request.timeout,
-                snapshot: Some(base.baseline.snapshot),
+                snapshot: Some(Arc::new(base.baseline.snapshot)),
                 environment: self.request.context.invocation.environment.clone(),
                 ..Live::default()
             },
@@ -503,6 +514,11 @@ impl Begin<'_> {
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         if settled {
             lockfile::clear_marker(&session.lock)?;
+        }
+        let retention = self.loaded.values.settings.retention;
+        if let Err(error) = retention::gc(session, &retention, false) {
+            // The attempt is at its end whatever becomes of old ones.
+            tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
         Ok(outcome)
     }
@@ -604,11 +620,15 @@ fn base_pin(
         .iter()
         .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
         .collect();
-    for (path, packed) in base.baseline.snapshot.iter() {
-        let entry = packed.entry();
-        if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw) && entry.kind.has_bytes()
-        {
-            additions.push((path, Found { kind: entry.kind, stat: entry.stat }));
+    for (dir, row) in base.baseline.snapshot.rows() {
+        for child in row.iter().filter(|child| child.is_tracked()) {
+            let entry = child.entry();
+            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
+                && entry.kind.has_bytes()
+            {
+                let found = Found { kind: entry.kind, stat: entry.stat };
+                additions.push((child_path(dir, child.name), found));
+            }
         }
     }
     if additions.is_empty() {
@@ -642,6 +662,23 @@ fn base_pin(
     pack.finish().map_err(Failure::other("pinning the base"))?;
     session.store.refresh();
     Ok(built.commit)
+}
+
+/// The submodules of a base: links to commits, and a list of them. Where nothing is staged, the
+/// index has what the tree has.
+fn submodules(
+    store: &crate::git::store::Store,
+    tree: Oid,
+    index: &Index,
+) -> Result<Vec<RepoPath>, Failure> {
+    let links = index.entries().filter(|entry| entry.mode == GIT_LINK);
+    let mut paths: Vec<RepoPath> = links.take(100).map(|entry| entry.repo_path()).collect();
+    let list = RepoPath::new(".gitmodules").map_err(Failure::bug)?;
+    if store.lookup(tree, &list)?.is_some() {
+        paths.push(list);
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 /// The largest attempt of an execution that the refs know.

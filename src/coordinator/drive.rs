@@ -7,6 +7,7 @@
 //! # Limitations
 //! One attempt, one thread: every change of a file is made by the thread that drives.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -76,7 +77,7 @@ pub struct Live {
     /// The bound on it.
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<Arc<Snapshot>>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
     /// The verdict, where this process won it.

@@ -11,9 +11,7 @@ use std::path::Path;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
-use super::place::PRIVATE_FILE;
 use super::session::Session;
-use crate::base::durable;
 use crate::git::guarded::{ChangeKind, GitChange, Snapshot};
 use crate::git::putback::{self, What};
 use crate::git::refs::Refs;
@@ -21,13 +19,12 @@ use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{Oid, RefName};
 use crate::tx::settings::OnGitChange;
 
-const NAME: &str = "git-directory.json";
+/// The file in an attempt's folder with what stood in the git directory.
+pub(super) const NAME: &str = "git-directory.json";
 
-/// Writes a snapshot into an attempt's folder, durable.
-pub(super) fn save(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
-    let bytes = serde_json::to_vec(snapshot).map_err(Failure::bug)?;
-    durable::write_file(&folder.join(NAME), &bytes, PRIVATE_FILE)
-        .map_err(Failure::io("keeping the git directory's files"))
+/// What is in that file.
+pub(super) fn to_bytes(snapshot: &Snapshot) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(snapshot).map_err(Failure::bug)
 }
 
 /// The refs that are not worktx's own, stash entries among them.

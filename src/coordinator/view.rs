@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,10 @@ use crate::tx::entry::{Change, Entry, Found};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::Scope;
+
+/// How many changed paths make it worth to write them into the manifest: each is a file that the
+/// next attempt hashes again, some 20 µs, against the five syncs of a db transaction.
+const MANY: usize = 500;
 
 /// What was sealed, as far as the commit does not tell: kept in the attempt's folder, durable
 /// before the state `sealed`.
@@ -164,11 +169,11 @@ pub fn settle(
 
 impl Driver<'_> {
     /// The manifest as it was at open.
-    pub(super) fn snapshot(&mut self) -> Result<Snapshot, Stop> {
+    pub(super) fn snapshot(&mut self) -> Result<Arc<Snapshot>, Stop> {
         if let Some(snapshot) = &self.live.snapshot {
-            Ok(snapshot.clone())
+            Ok(Arc::clone(snapshot))
         } else {
-            let snapshot = self.session.manifest.load()?;
+            let snapshot = Arc::new(self.session.manifest.load()?);
             // An empty one, made anew because the file was gone, would make an undo remove
             // everything.
             let told = snapshot.meta().described.head_tree;
@@ -176,14 +181,21 @@ impl Driver<'_> {
             if told != Some(self.spec.base_tree) && (told.is_none() || told != sealed) {
                 return Err(Stop::damaged("the manifest is not that of this attempt"));
             }
-            self.live.snapshot = Some(snapshot.clone());
+            self.live.snapshot = Some(Arc::clone(&snapshot));
             Ok(snapshot)
         }
     }
 
-    /// Records what stands in the tree from now on, at the end of an attempt. A manifest that was
-    /// moved or damaged meanwhile is begun anew, empty: the next look is a full one.
+    /// Records what stands in the tree from now on, at the end of an attempt, where it is so much
+    /// that looking at it again would take longer than a db transaction. A manifest that was moved
+    /// or damaged meanwhile is begun anew, empty: the next look is a full one.
+    ///
+    /// Nothing relies on it: the next attempt compares the tree with the manifest, and HEAD's tree
+    /// with the one that it describes, and until then it is the base of this one.
     pub(super) fn remember(&mut self, changes: Vec<EntryChange>, tree: Oid) -> Result<(), Failure> {
+        if changes.len() < MANY {
+            return Ok(());
+        }
         let root = Some(self.session.root.id());
         let described = Described { head_tree: Some(tree), root };
         let Err(error) = self.session.manifest.apply(changes, None, described) else {
@@ -208,7 +220,7 @@ impl Driver<'_> {
     }
 
     pub(super) fn view_of(&mut self, file: SealFile) -> Result<SealView, Stop> {
-        let mut snapshot = self.snapshot()?;
+        let mut snapshot = Snapshot::clone(&*self.snapshot()?);
         snapshot.apply(file.entries.iter().cloned());
         let rules = base_rules(&self.session.store, &snapshot)?;
         Ok(SealView { snapshot, rules, file })

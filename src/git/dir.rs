@@ -105,19 +105,24 @@ impl Dir {
             parent.open_beneath(part, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
         };
         let mut at = Self { fd: open(self, b".").map_err(fail)?, path: self.path.clone() };
+        // All are made before the first sync: one commit of the file system's journal has them.
+        let mut grown = Vec::new();
         for part in rel.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
             let fd = match open(&at, part) {
                 Err(Errno::NOENT) => {
                     match rustix::fs::mkdirat(&at.fd, part, Mode::from_raw_mode(0o777)) {
-                        Ok(()) | Err(Errno::EXIST) => at.sync()?,
+                        Ok(()) | Err(Errno::EXIST) => {}
                         Err(e) => return Err(fail(e)),
                     }
-                    open(&at, part)
+                    let fd = open(&at, part);
+                    grown.push(Self { fd: open(&at, b".").map_err(fail)?, path: at.path.clone() });
+                    fd
                 }
                 other => other,
             };
             at = Self { path: at.path_of(part), fd: fd.map_err(fail)? };
         }
+        grown.iter().try_for_each(Self::sync)?;
         Ok(at)
     }
 
@@ -181,14 +186,13 @@ impl Dir {
         file.sync_all().map_err(fail)
     }
 
-    /// Puts `bytes` at `name` whole and durable. What a crash left under the temporary name
-    /// (`<name>.new`) is replaced.
-    pub(crate) fn write(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
+    /// Puts `bytes` at `name` whole; its name is durable after [`Dir::sync`]. What a crash left
+    /// under the temporary name (`<name>.new`) is replaced.
+    pub(crate) fn place(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
         let temporary = [name, b".new"].concat();
         self.unlink(&temporary)?;
         self.create(&temporary, bytes)?;
-        self.rename(&temporary, self, name)?;
-        self.sync()
+        self.rename(&temporary, self, name)
     }
 
     /// A second name for the file at `name`. `EEXIST` where anything stands there.

@@ -13,9 +13,10 @@
 //! kept: git makes the cache tree and the untracked cache again when it needs them.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bstr::{BStr, ByteSlice as _};
@@ -140,6 +141,34 @@ pub fn digest(bytes: &[u8]) -> [u8; 32] {
 /// Reads the index of a work tree; `None` where there is none (as after `git init`).
 pub fn read(git_dir: &Path) -> Result<Option<Index>, IndexError> {
     load(git_dir)?.map(|bytes| Index::parse(&bytes)).transpose()
+}
+
+/// What the bytes of an index file mean. Bytes whose meaning this process knows are not read
+/// again.
+pub fn meaning_of(bytes: &[u8]) -> Result<Meaning, IndexError> {
+    let digest = digest(bytes);
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, meaning)) = known.iter().find(|(known, _)| *known == digest) {
+        return Ok(*meaning);
+    }
+    drop(known);
+    let meaning = Index::parse(bytes)?.meaning();
+    remember_digest(digest, meaning);
+    Ok(meaning)
+}
+
+/// Lets [`meaning_of`] know what some bytes mean.
+pub fn remember(bytes: &[u8], meaning: Meaning) {
+    remember_digest(digest(bytes), meaning);
+}
+
+/// What the last few index files meant, by the digest of their bytes.
+static KNOWN: Mutex<VecDeque<([u8; 32], Meaning)>> = Mutex::new(VecDeque::new());
+
+fn remember_digest(digest: [u8; 32], meaning: Meaning) {
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known.truncate(7);
+    known.push_front((digest, meaning));
 }
 
 /// Whether two indexes say the same.
@@ -546,7 +575,8 @@ pub fn restore(target: &Target, saved: Option<&[u8]>, bound: Duration) -> Result
 fn put_back(target: &Target, saved: Option<&[u8]>) -> Result<(), DirError> {
     if let Some(bytes) = saved {
         target.write_pending(Guarded::Index, bytes)?;
-        return target.put_in_place(Guarded::Index).map(|_| ());
+        target.put_in_place(Guarded::Index)?;
+        return target.sync_places(&[Guarded::Index]);
     }
     let place = target.place(Guarded::Index)?;
     place.dir.unlink(&place.name)?;

@@ -69,14 +69,54 @@ pub fn judge(
     env: &GitEnv,
     is_own_lock: impl Fn(&Path) -> bool,
 ) -> Result<BaseFacts, Vec<Refusal>> {
+    judge_by(workspace, env, is_own_lock, Submodules::Look)
+}
+
+/// As [`judge`], but without a look for submodules, which reads every folder of the commit's tree:
+/// for who compares the index with that tree anyway, and finds them in it.
+pub fn judge_but_submodules(
+    workspace: &Workspace,
+    env: &GitEnv,
+    is_own_lock: impl Fn(&Path) -> bool,
+) -> Result<BaseFacts, Vec<Refusal>> {
+    judge_by(workspace, env, is_own_lock, Submodules::Leave)
+}
+
+/// Whether anything of the repository can be read at all: what is to be known before the ledger
+/// is opened.
+pub fn readable(workspace: &Workspace, env: &GitEnv) -> Result<(), Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    let config = readable_config(workspace, env)?;
+    if config.bare {
+        refusals.push(Refusal::BareRepository);
+    }
+    base(workspace, Submodules::Leave, &mut refusals);
+    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Submodules {
+    Look,
+    Leave,
+}
+
+fn readable_config(workspace: &Workspace, env: &GitEnv) -> Result<GitConfig, Vec<Refusal>> {
     let mut refusals = Vec::new();
     let config = read_config(workspace, env).map_err(|refusal| vec![refusal])?;
     owners(workspace, env, &config, &mut refusals);
     format(&config, &mut refusals);
-    if !refusals.is_empty() {
-        // Of a repository of another kind nothing else can be read.
-        return Err(refusals);
-    }
+    // Of a repository of another kind nothing else can be read.
+    if refusals.is_empty() { Ok(config) } else { Err(refusals) }
+}
+
+fn judge_by(
+    workspace: &Workspace,
+    env: &GitEnv,
+    is_own_lock: impl Fn(&Path) -> bool,
+    submodules: Submodules,
+) -> Result<BaseFacts, Vec<Refusal>> {
+    let config = readable_config(workspace, env)?;
+    let mut refusals = Vec::new();
     if config.bare {
         refusals.push(Refusal::BareRepository);
     }
@@ -90,7 +130,7 @@ pub fn judge(
         refusals.push(Refusal::SparseCheckout);
     }
     operations(workspace, &mut refusals);
-    let base = base(workspace, &mut refusals);
+    let base = base(workspace, submodules, &mut refusals);
     let branch = base.as_ref().map(|base| &base.branch);
     locks(workspace, branch, is_own_lock, &mut refusals);
     match base {
@@ -196,7 +236,11 @@ fn operations(workspace: &Workspace, refusals: &mut Vec<Refusal>) {
     }));
 }
 
-fn base(workspace: &Workspace, refusals: &mut Vec<Refusal>) -> Option<Found> {
+fn base(
+    workspace: &Workspace,
+    submodules: Submodules,
+    refusals: &mut Vec<Refusal>,
+) -> Option<Found> {
     let refs = Refs::open(workspace.git_dir(), workspace.common_dir());
     let (branch, detached, commit) = match refs.and_then(|refs| refs.head()) {
         Ok(Head::Branch(name, Some(id))) => (name, false, id),
@@ -221,7 +265,7 @@ fn base(workspace: &Workspace, refusals: &mut Vec<Refusal>) -> Option<Found> {
             return None;
         }
     }
-    match tree(workspace.common_dir(), commit, refusals) {
+    match tree(workspace.common_dir(), commit, submodules, refusals) {
         Ok((tree, alternates)) => Some(Found { branch, detached, commit, tree, alternates }),
         Err(error) => {
             refusals.push(damaged(error.to_string()));
@@ -233,10 +277,14 @@ fn base(workspace: &Workspace, refusals: &mut Vec<Refusal>) -> Option<Found> {
 fn tree(
     common_dir: &Path,
     commit: Oid,
+    look: Submodules,
     refusals: &mut Vec<Refusal>,
 ) -> Result<(Oid, Vec<PathBuf>), super::store::StoreError> {
     let store = Store::open(common_dir)?;
     let tree = store.commit(commit)?.tree;
+    if look == Submodules::Leave {
+        return Ok((tree, store.alternates().to_vec()));
+    }
     let mut submodules = Vec::new();
     // Folders only: in a tree of a hundred thousand files there are few of them.
     let mut stack: Vec<(Option<RepoPath>, Oid)> = vec![(None, tree)];

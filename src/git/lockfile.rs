@@ -98,13 +98,15 @@ impl WorkspaceLock {
     ) -> Result<Self, LockError> {
         let path = workspace.git_dir().join(LOCK_NAME);
         let until = wait.and_then(|wait| Instant::now().checked_add(wait));
+        let once_more = Instant::now() + RETRY;
         loop {
             if let Some(lock) = Self::try_once(&path)? {
                 lock.write_holder(holder)?;
                 return Ok(lock);
             }
-            // A wait beyond what the clock can hold is a wait without bound.
-            let bound = if wait.is_some() { until } else { Some(Instant::now()) };
+            // A wait beyond what the clock can hold is a wait without bound. Without a wait there is
+            // still one more try: a reader that asks whether the lock is held has it for an instant.
+            let bound = if wait.is_some() { until } else { Some(once_more) };
             if bound.is_some_and(|until| Instant::now() >= until) {
                 return Err(LockError::Busy { holder: read_holder(&path).map(Box::new) });
             }

@@ -132,7 +132,19 @@ impl Target {
     /// Writes what shall be put in place under the lock; durable; may be called again before the
     /// promotion has begun. Call it with the locks held, and before the gate is asked.
     pub fn write_pending(&self, what: Guarded, bytes: &[u8]) -> Result<(), DirError> {
-        self.prep()?.write(what.pending(), bytes)
+        self.write_all_pending(&[(what, bytes)])
+    }
+
+    /// As [`Target::write_pending`], for several.
+    pub fn write_all_pending(&self, all: &[(Guarded, &[u8])]) -> Result<(), DirError> {
+        if all.is_empty() {
+            return Ok(());
+        }
+        let prep = self.prep()?;
+        for (what, bytes) in all {
+            prep.place(what.pending(), bytes)?;
+        }
+        prep.sync()
     }
 
     /// What is written to be put in place; `None` where nothing is, or it is in place already.
@@ -140,20 +152,37 @@ impl Target {
         self.prep()?.read(what.pending())
     }
 
-    /// Puts the pending file in place, durable. Says whether there was one: after a crash there is
-    /// none if this was done before. Needs the lock.
+    /// Puts the pending file in place. Says whether there was one: after a crash there is none if
+    /// this was done before. Needs the lock; durable after [`Target::sync_places`].
     pub(crate) fn put_in_place(&self, what: Guarded) -> Result<bool, DirError> {
         let (prep, place) = (self.prep()?, self.place(what)?);
         match prep.rename(what.pending(), &place.dir, &place.name) {
-            Ok(()) => {}
-            Err(e) if e.is(Errno::NOENT) => return Ok(false),
-            Err(e) => return Err(e),
+            Ok(()) => Ok(true),
+            Err(e) if e.is(Errno::NOENT) => Ok(false),
+            Err(e) => Err(e),
         }
-        // The new name first: if only one of the two were on disk after a power cut, then it is
+    }
+
+    /// Makes what was put in place durable; also what a run did that died before it came here.
+    pub(crate) fn sync_places(&self, which: &[Guarded]) -> Result<(), DirError> {
+        // The new names first: if only one of the two were on disk after a power cut, then it is
         // done and looks pending, which a replay can tell; never the other way round.
-        place.dir.sync()?;
-        prep.sync()?;
-        Ok(true)
+        self.sync_dirs(which)?;
+        self.prep()?.sync()
+    }
+
+    /// Syncs the folders of guarded files, each once.
+    fn sync_dirs(&self, which: &[Guarded]) -> Result<(), DirError> {
+        let mut done: Vec<PathBuf> = Vec::new();
+        for what in which {
+            let place = self.place(*what)?;
+            let path = place.dir.path_of(b"");
+            if !done.contains(&path) {
+                place.dir.sync()?;
+                done.push(path);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -181,18 +210,21 @@ pub fn take_index(target: &Target, bound: Duration) -> Result<HeldLocks, LockErr
 }
 
 fn take_some(target: &Target, which: &[Guarded], bound: Duration) -> Result<HeldLocks, LockError> {
-    let prep = target.prep()?;
-    // The folder may have been made just before a crash: without it our locks are nobody's.
-    if let Some(parent) = target.prep_dir.parent() {
+    // A folder that is there may have been made just before a crash: without it our locks are
+    // nobody's. One that is made now is synced with that.
+    if target.prep_dir.is_dir()
+        && let Some(parent) = target.prep_dir.parent()
+    {
         Dir::open(parent)?.sync()?;
     }
+    let prep = target.prep()?;
     let until = Instant::now() + bound;
     let mut made: Vec<Guarded> = Vec::new();
     for what in which {
         let taken = target
             .place(*what)
             .map_err(LockError::from)
-            .and_then(|place| take_one(&prep, &place, until));
+            .and_then(|place| link_one(&prep, &place, until));
         match taken {
             Ok(true) => made.push(*what),
             Ok(false) => {}
@@ -202,11 +234,22 @@ fn take_some(target: &Target, which: &[Guarded], bound: Duration) -> Result<Held
             }
         }
     }
+    // Each excludes others from its link on; durable they are all together.
+    target.sync_dirs(&made)?;
     Ok(HeldLocks { target: target.clone(), held: which.to_vec() })
 }
 
 /// Takes one lock; says whether it was made now (or stood there from before).
 pub(crate) fn take_one(prep: &Dir, place: &Place, until: Instant) -> Result<bool, LockError> {
+    let made = link_one(prep, place, until)?;
+    if made {
+        place.dir.sync()?;
+    }
+    Ok(made)
+}
+
+/// As [`take_one`], but the lock's name is not durable yet.
+fn link_one(prep: &Dir, place: &Place, until: Instant) -> Result<bool, LockError> {
     let lock = place.lock_name();
     loop {
         // Made anew only where there is none: own locks must stay recognisable.
@@ -218,10 +261,7 @@ pub(crate) fn take_one(prep: &Dir, place: &Place, until: Instant) -> Result<bool
             prep.sync()?;
         }
         match prep.link(PREPARED, &place.dir, &lock) {
-            Ok(()) => {
-                place.dir.sync()?;
-                return Ok(true);
-            }
+            Ok(()) => return Ok(true),
             Err(e) if e.is(Errno::EXIST) => {
                 if is_own(prep, place)? {
                     return Ok(false);
@@ -243,22 +283,31 @@ fn is_own(prep: &Dir, place: &Place) -> Result<bool, DirError> {
 
 /// Removes the lock if it is worktx's own; says whether it did.
 pub(crate) fn release_one(prep: &Dir, place: &Place) -> Result<bool, DirError> {
-    let own = is_own(prep, place)?;
+    let own = unlink_one(prep, place)?;
     if own {
-        place.dir.unlink(&place.lock_name())?;
         place.dir.sync()?;
     }
     Ok(own)
 }
 
+fn unlink_one(prep: &Dir, place: &Place) -> Result<bool, DirError> {
+    let own = is_own(prep, place)?;
+    if own {
+        place.dir.unlink(&place.lock_name())?;
+    }
+    Ok(own)
+}
+
 fn give_back(target: &Target, prep: &Dir, which: &[Guarded]) -> Result<Vec<PathBuf>, DirError> {
-    let mut removed = Vec::new();
+    let (mut removed, mut gone) = (Vec::new(), Vec::new());
     for what in which.iter().rev() {
         let place = target.place(*what)?;
-        if release_one(prep, &place)? {
+        if unlink_one(prep, &place)? {
             removed.push(place.lock_path());
+            gone.push(*what);
         }
     }
+    target.sync_dirs(&gone)?;
     Ok(removed)
 }
 
@@ -322,15 +371,17 @@ pub fn forget(target: &Target) -> Result<(), DirError> {
 }
 
 fn remove_prepared(prep: &Dir) -> Result<(), DirError> {
+    let mut pending = prep.unlink(b"packed-refs.pending")?;
     for what in [Guarded::Head, Guarded::Branch, Guarded::Index] {
-        prep.unlink(what.pending())?;
-        prep.unlink(&[what.pending(), b".new"].concat())?;
+        pending |= prep.unlink(what.pending())?;
+        pending |= prep.unlink(&[what.pending(), b".new"].concat())?;
     }
-    prep.unlink(b"packed-refs.pending")?;
-    prep.sync()?;
-    prep.unlink(&[PREPARED, b".new"].concat())?;
-    prep.unlink(PREPARED)?;
-    prep.sync()
+    if pending {
+        prep.sync()?;
+    }
+    let mut prepared = prep.unlink(&[PREPARED, b".new"].concat())?;
+    prepared |= prep.unlink(PREPARED)?;
+    if prepared { prep.sync() } else { Ok(()) }
 }
 
 /// Opens a folder by its path; made, and durable in its parent, if it is not there.

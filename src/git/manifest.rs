@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension as _, Statement, TransactionBehavior, params,
@@ -109,7 +110,7 @@ pub struct Manifest {
 /// All of the manifest in memory, packed: about 110 bytes a path.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    rows: HashMap<Box<[u8]>, Row>,
+    rows: HashMap<Arc<[u8]>, Row>,
     ignored_rules: IgnoredRules,
     meta: Meta,
 }
@@ -349,7 +350,7 @@ impl Snapshot {
     pub fn apply(&mut self, changes: impl IntoIterator<Item = EntryChange>) {
         for (dir, children) in by_directory(changes) {
             match merge(self.rows.get(dir.as_slice()), children) {
-                Some(row) => self.rows.insert(dir.into_boxed_slice(), row),
+                Some(row) => self.rows.insert(dir.into(), row),
                 None => self.rows.remove(dir.as_slice()),
             };
         }
@@ -385,7 +386,10 @@ fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
 }
 
 /// The path of a child of a directory of the manifest.
-pub(super) fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
+///
+/// # Panics
+/// Never: names of directories and manifests make a path.
+pub fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
     let mut bytes = Vec::with_capacity(dir.len() + 1 + name.len());
     if !dir.is_empty() {
         bytes.extend(dir);

@@ -89,7 +89,10 @@ pub struct Move<'a> {
 
 /// What the index of a work tree means; one that is not there means none.
 pub fn index_meaning(target: &Target) -> Result<Meaning, IndexError> {
-    Ok(index::read(&target.git_dir)?.unwrap_or_else(Index::empty).meaning())
+    match index::load(&target.git_dir)? {
+        Some(bytes) => index::meaning_of(&bytes),
+        None => Ok(Index::empty().meaning()),
+    }
 }
 
 /// What stands otherwise than at the seal; empty is good. Call it with the locks held.
@@ -131,10 +134,11 @@ pub fn prepare(
     new_index: Option<&[u8]>,
 ) -> Result<(), DirError> {
     let target = locks.target();
-    if from != to {
-        target.write_pending(target.moving(), format!("{to}\n").as_bytes())?;
-    }
-    new_index.map_or(Ok(()), |bytes| target.write_pending(Guarded::Index, bytes))
+    let line = format!("{to}\n");
+    let branch = (from != to).then_some((target.moving(), line.as_bytes()));
+    let index = new_index.map(|bytes| (Guarded::Index, bytes));
+    let pending: Vec<_> = branch.into_iter().chain(index).collect();
+    target.write_all_pending(&pending)
 }
 
 /// Moves branch and index. Call it again after a crash, with the locks taken again: what is done
@@ -149,7 +153,10 @@ pub fn promote(locks: &HeldLocks, plan: &Move<'_>) -> Result<(), PromoteError> {
         write_logs(target, plan)?;
     }
     fault::point(fault::Point::BranchMoved);
-    move_index(target, plan)
+    move_index(target, plan)?;
+    // Once for both. Also where both were in place before a crash: whoever put them there may not
+    // have come to the sync.
+    Ok(target.sync_places(&[target.moving(), Guarded::Index])?)
 }
 
 fn move_branch(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
@@ -164,11 +171,7 @@ fn move_branch(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
     };
     let what = target.moving();
     match now {
-        Some(id) if id == plan.to => {
-            // Moved before a crash; whoever did it may not have come to the sync.
-            let place = target.place(what)?;
-            Ok(place.dir.sync()?)
-        }
+        Some(id) if id == plan.to => Ok(()),
         Some(id) if id == plan.from => {
             if target.pending(what)?.is_none() {
                 target.write_pending(what, format!("{}\n", plan.to).as_bytes())?;
@@ -186,10 +189,9 @@ fn move_index(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
             return Err(PromoteError::NotPrepared(Guarded::Index));
         }
         // In place already, or none was needed.
-        let place = target.place(Guarded::Index)?;
-        return Ok(place.dir.sync()?);
+        return Ok(());
     };
-    let wanted = Index::parse(&pending)?.meaning();
+    let wanted = index::meaning_of(&pending)?;
     let now = match index_meaning(target) {
         Ok(meaning) => meaning,
         Err(IndexError::Dir(error)) => return Err(error.into()),

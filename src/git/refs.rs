@@ -9,7 +9,8 @@
 //! The own prefix is nobody else's: a lock that stands there is taken for a crashed one, so the
 //! caller holds the workspace lock. No reflogs are written for it.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -97,12 +98,15 @@ enum Raw {
 pub struct Refs {
     git: Dir,
     common: Dir,
+    /// The folders in which every name on the way to a pin was made durable by this process.
+    durable: RefCell<HashSet<Vec<u8>>>,
 }
 
 impl Refs {
     /// Opens the refs of a work tree by its recorded directories.
     pub fn open(git_dir: &Path, common_dir: &Path) -> Result<Self, RefError> {
-        Ok(Self { git: Dir::open(git_dir)?, common: Dir::open(common_dir)? })
+        let (git, common) = (Dir::open(git_dir)?, Dir::open(common_dir)?);
+        Ok(Self { git, common, durable: RefCell::default() })
     }
 
     /// HEAD of the work tree.
@@ -270,10 +274,18 @@ impl Refs {
             return Err(if blocked { conflict("a folder in its place") } else { error.into() });
         }
         dir.sync()?;
-        // A folder on the way may have been made just before a crash.
+        // A folder on the way may have been made just before a crash. Those that this process
+        // synced are durable; one that it makes again is synced by that.
+        let mut durable = self.durable.borrow_mut();
         for (at, _) in name.0.match_indices('/') {
-            if let Some(folder) = self.common.dir(&name.0.as_bytes()[..at])? {
+            let path = &name.0.as_bytes()[..at];
+            let is_parent = at + 1 + leaf.len() == name.0.len();
+            if is_parent || durable.contains(path) {
+                continue;
+            }
+            if let Some(folder) = self.common.dir(path)? {
                 folder.sync()?;
+                durable.insert(path.to_vec());
             }
         }
         Ok(())

@@ -14,6 +14,7 @@
 //! The checksum finds damage, not malice: the file lies where only its owner writes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::tx::entry::{
     Entry, GIT_EXECUTABLE, GIT_FILE, GIT_LINK, GIT_SYMLINK, Kind, Stat, Tracked,
@@ -48,7 +49,7 @@ const GIT_MODES: [u32; 4] = [GIT_FILE, GIT_EXECUTABLE, GIT_SYMLINK, GIT_LINK];
 
 /// The children of one directory, packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row(Box<[u8]>);
+pub struct Row(Arc<[u8]>);
 
 /// One child in its packed form.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +82,7 @@ impl Row {
         }
         let checksum = crc32fast::hash(&out[4..]);
         out[..4].copy_from_slice(&checksum.to_le_bytes());
-        Self(out.into_boxed_slice())
+        Self(out.into())
     }
 
     /// Takes bytes that were packed before; `None` where they are not whole.

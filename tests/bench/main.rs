@@ -1,0 +1,277 @@
+//! The benchmark: what a transaction costs beside git's own commands, in the same run.
+//!
+//! ```text
+//! cargo bench --bench turns [-- --sizes 1000,10000,100000] [--rounds N] [--quick] [--dir DIR] [--keep]
+//! ```
+//!
+//! Whole processes are timed, by turns: git, worktx, git, worktx. The turn (eight files edited,
+//! two added, two deleted) is the same process on both sides and counts on both. No figure is
+//! expected here: the table is printed, and only wrong results make it fail.
+//!
+//! # Limitations
+//! Caches are warm, and no other worktx is resident: every run begins with a process start.
+#![allow(clippy::print_stdout)]
+
+mod measure;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use measure::{Took, median, run};
+
+/// The durable renames that a run may take longer than git where the tree is small.
+const RENAMES: u32 = 40;
+
+/// The exit code of a run that was refused.
+const REFUSED: i32 = 21;
+
+struct Options {
+    sizes: Vec<u64>,
+    rounds: Option<usize>,
+    dir: Option<PathBuf>,
+    keep: bool,
+}
+
+/// What is measured, against what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Case {
+    Commit,
+    RollBack,
+    Refusal,
+    Nothing,
+}
+
+impl Case {
+    const ALL: [Self; 4] = [Self::Commit, Self::RollBack, Self::Refusal, Self::Nothing];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Commit => "commit",
+            Self::RollBack => "rollback",
+            Self::Refusal => "refusal",
+            Self::Nothing => "run -- true",
+        }
+    }
+
+    const fn against(self) -> &'static str {
+        match self {
+            Self::Commit => "turn + status + add -A + commit",
+            Self::RollBack => "turn + restore + clean",
+            Self::Refusal => "status",
+            Self::Nothing => "true + status + add -A + commit",
+        }
+    }
+}
+
+#[derive(Default)]
+struct Times {
+    git: Vec<Duration>,
+    worktx: Vec<Duration>,
+    peak_kib: u64,
+}
+
+fn main() -> io::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|word| word == "turn") {
+        return turn(&args[1..]);
+    }
+    let options = options(&args)?;
+    println!(
+        "| files | case | git | worktx | ratio | bar | | peak memory | git's commands |\n\
+         |---:|---|---:|---:|---:|---:|---|---:|---|"
+    );
+    for size in &options.sizes {
+        measure_size(&options, *size)?;
+    }
+    Ok(())
+}
+
+fn options(args: &[String]) -> io::Result<Options> {
+    let mut options =
+        Options { sizes: vec![1_000, 10_000, 100_000], rounds: None, dir: None, keep: false };
+    let mut args = args.iter();
+    let usage = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+    while let Some(word) = args.next() {
+        let mut value = || args.next().ok_or_else(|| usage("a value is missing"));
+        match word.as_str() {
+            "--sizes" => {
+                let sizes: Result<_, _> = value()?.split(',').map(str::parse).collect();
+                options.sizes = sizes.map_err(|_| usage("--sizes takes numbers"))?;
+            }
+            "--rounds" => {
+                let rounds = value()?.parse().map_err(|_| usage("--rounds takes a number"))?;
+                options.rounds = Some(rounds);
+            }
+            "--dir" => options.dir = Some(value()?.into()),
+            "--keep" => options.keep = true,
+            "--quick" => {
+                options.sizes = vec![1_000];
+                options.rounds = Some(3);
+            }
+            // Cargo's own.
+            "--bench" => {}
+            other => return Err(usage(&format!("{other} is no option"))),
+        }
+    }
+    Ok(options)
+}
+
+/// This program as the turn: `turn FILES ROUND BEFORE EXIT`, in the tree.
+fn turn(args: &[String]) -> io::Result<()> {
+    let number = |at: usize| args.get(at).and_then(|word| word.parse().ok()).unwrap_or(0);
+    tree::turn(Path::new("."), number(0), number(1), number(2))?;
+    std::process::exit(i32::from(number(3) != 0))
+}
+
+fn measure_size(options: &Options, files: u64) -> io::Result<()> {
+    let above = match &options.dir {
+        Some(dir) => tempfile::tempdir_in(dir)?,
+        None => tempfile::tempdir()?,
+    };
+    let root = above.path().join("tree");
+    tree::make(&root, files)?;
+    let bench = Bench { root: &root, files, own: std::env::current_exe()? };
+    let rounds = options.rounds.unwrap_or(if files > 50_000 { 5 } else { 7 });
+    // Once without counting: the manifest, the ledger, the caches.
+    bench.expect("the first run", bench.worktx(&["true"])?, 0)?;
+    let mut times: BTreeMap<Case, Times> = BTreeMap::new();
+    let mut renames = Vec::new();
+    let mut last = 0;
+    for round in 0..rounds {
+        for case in Case::ALL {
+            let seed = round as u64 * 10 + case as u64 * 2 + 1;
+            let (git, worktx) = bench.case(case, seed, &mut last)?;
+            let times = times.entry(case).or_default();
+            times.git.push(git.wall);
+            times.worktx.push(worktx.wall);
+            times.peak_kib = times.peak_kib.max(worktx.peak_kib);
+        }
+        renames.push(measure::durable_renames(above.path(), RENAMES)?);
+    }
+    bench.check(rounds)?;
+    let renames = median(renames);
+    for (case, times) in times {
+        let (git, worktx) = (median(times.git), median(times.worktx));
+        let bar = if files < 10_000 { git + renames } else { git };
+        println!(
+            "| {files} | {} | {} | {} | {:.2} | {} | {} | {} MiB | {} |",
+            case.name(),
+            ms(git),
+            ms(worktx),
+            worktx.as_secs_f64() / git.as_secs_f64(),
+            ms(bar),
+            if worktx <= bar { "within" } else { "above" },
+            times.peak_kib / 1024,
+            case.against(),
+        );
+    }
+    println!("| {files} | {RENAMES} durable renames | | {} | | | | | |", ms(renames));
+    if options.keep {
+        println!("kept: {}", above.keep().display());
+    }
+    Ok(())
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+struct Bench<'a> {
+    root: &'a Path,
+    files: u64,
+    own: PathBuf,
+}
+
+impl Bench<'_> {
+    /// One case on both sides. `last` is the round whose added files stand in the tree.
+    fn case(&self, case: Case, seed: u64, last: &mut u64) -> io::Result<(Took, Took)> {
+        match case {
+            Case::Commit => {
+                let git = self.turn(seed, *last, false)?.and(self.git_commit(0)?);
+                *last = seed;
+                let words = self.words(seed + 1, *last, false);
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                let worktx = self.expect("commit", self.worktx(&words)?, 0)?;
+                *last = seed + 1;
+                Ok((git, worktx))
+            }
+            Case::RollBack => {
+                let git = self
+                    .turn(seed, *last, true)?
+                    .and(self.git(&["restore", "."], 0)?)
+                    .and(self.git(&["clean", "-fdq"], 0)?);
+                let words = self.words(seed + 1, *last, true);
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                let worktx = self.expect("rollback", self.worktx(&words)?, 10)?;
+                Ok((git, worktx))
+            }
+            Case::Refusal => {
+                let (path, before) = tree::dirty(self.root, self.files)?;
+                let git = self.git(&["status"], 0)?;
+                let worktx = self.expect("refusal", self.worktx(&["true"])?, REFUSED)?;
+                std::fs::write(path, before)?;
+                Ok((git, worktx))
+            }
+            Case::Nothing => {
+                let git = run(&mut Command::new("true"))?.and(self.git_commit(1)?);
+                let worktx = self.expect("run -- true", self.worktx(&["true"])?, 0)?;
+                Ok((git, worktx))
+            }
+        }
+    }
+
+    /// git says that nothing is left behind, and every commit is there.
+    fn check(&self, rounds: usize) -> io::Result<()> {
+        let status = tree::git(self.root, &["status", "--porcelain"])?;
+        let commits = tree::git(self.root, &["rev-list", "--count", "HEAD"])?;
+        let expected = (1 + 2 * rounds).to_string();
+        if !status.is_empty() || commits.trim() != expected {
+            return Err(io::Error::other(format!(
+                "{} commits instead of {expected}; git status says {status:?}",
+                commits.trim()
+            )));
+        }
+        tree::git(self.root, &["fsck", "--connectivity-only"]).map(drop)
+    }
+
+    fn words(&self, round: u64, before: u64, fails: bool) -> Vec<String> {
+        let mut words = vec![self.own.display().to_string(), "turn".to_owned()];
+        words.extend([self.files, round, before, u64::from(fails)].map(|n| n.to_string()));
+        words
+    }
+
+    fn turn(&self, round: u64, before: u64, fails: bool) -> io::Result<Took> {
+        let words = self.words(round, before, fails);
+        let took = run(Command::new(&self.own).current_dir(self.root).args(&words[1..]))?;
+        self.expect("the turn", took, i32::from(fails))
+    }
+
+    fn git_commit(&self, code: i32) -> io::Result<Took> {
+        let status = self.git(&["status"], 0)?;
+        let add = self.git(&["add", "-A"], 0)?;
+        let commit = self.git(&["commit", "-q", "-m", "a turn"], code)?;
+        Ok(status.and(add).and(commit))
+    }
+
+    fn git(&self, args: &[&str], code: i32) -> io::Result<Took> {
+        let took = run(Command::new("git").current_dir(self.root).args(args))?;
+        self.expect(&format!("git {args:?}"), took, code)
+    }
+
+    fn worktx(&self, command: &[&str]) -> io::Result<Took> {
+        let mut worktx = Command::new(env!("CARGO_BIN_EXE_worktx"));
+        run(worktx.current_dir(self.root).args(["run", "--"]).args(command))
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as the others do")]
+    fn expect(&self, what: &str, took: Took, code: i32) -> io::Result<Took> {
+        if took.code == code {
+            return Ok(took);
+        }
+        Err(io::Error::other(format!("{what} exited with {} instead of {code}", took.code)))
+    }
+}

@@ -1,0 +1,138 @@
+//! The generated tree, and the turn: both know the same paths without a list of them.
+//!
+//! Twenty files a directory, two to four directories deep, 0.2 to 8 kB of text each; one
+//! `.gitignore` in the root and one in every twentieth directory.
+//!
+//! # Limitations
+//! Sizes and paths are a function of the number alone, so that a tree is the same each time.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Files in a directory.
+const IN_ONE: u64 = 20;
+
+/// How many files a turn edits, and how many it adds and deletes: twelve paths.
+const EDITED: u64 = 8;
+const ADDED: u64 = 2;
+
+/// A number that looks random and is the same each time (splitmix64).
+const fn mixed(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn directory(number: u64) -> PathBuf {
+    let mut path = PathBuf::from(format!("part{:02}", number % 37));
+    path.push(format!("module{:03}", number / 37));
+    match number % 3 {
+        0 => {}
+        1 => path.push("src"),
+        _ => path.push("src/inner"),
+    }
+    path
+}
+
+/// Where the n-th file stands.
+fn file(number: u64) -> PathBuf {
+    directory(number / IN_ONE).join(format!("file{:02}.txt", number % IN_ONE))
+}
+
+fn added(files: u64, round: u64, number: u64) -> PathBuf {
+    let near = mixed(round * 1000 + number) % files;
+    directory(near / IN_ONE).join(format!("added{round}-{number}.txt"))
+}
+
+fn text(seed: u64) -> Vec<u8> {
+    let size = usize::try_from(200 + mixed(seed) % 7_800).unwrap_or(200);
+    let mut bytes = Vec::with_capacity(size + 80);
+    let mut line = seed;
+    while bytes.len() < size {
+        line = mixed(line);
+        bytes.extend(
+            format!(
+                "let value_{:x} = call({:x}, {});\n",
+                line >> 44,
+                line & 0xffff_ffff,
+                bytes.len()
+            )
+            .bytes(),
+        );
+    }
+    bytes.truncate(size);
+    bytes
+}
+
+/// Writes the tree and commits it.
+pub(crate) fn make(root: &Path, files: u64) -> io::Result<()> {
+    fs::create_dir_all(root)?;
+    git(root, &["init", "-q", "-b", "main"])?;
+    for (key, value) in [
+        ("user.name", "A Person"),
+        ("user.email", "person@example.org"),
+        // Nothing of git's own may run behind the measured commands.
+        ("gc.auto", "0"),
+        ("maintenance.auto", "false"),
+    ] {
+        git(root, &["config", key, value])?;
+    }
+    fs::write(root.join(".gitignore"), "target/\n*.o\n*.log\n/build/\n")?;
+    for number in 0..files {
+        let path = root.join(file(number));
+        if number % IN_ONE == 0 {
+            let dir = path.parent().unwrap_or(root);
+            fs::create_dir_all(dir)?;
+            if (number / IN_ONE) % 20 == 3 {
+                fs::write(dir.join(".gitignore"), "*.tmp\ncache/\n")?;
+            }
+        }
+        fs::write(path, text(number))?;
+    }
+    for number in 0..ADDED {
+        fs::write(root.join(added(files, 0, number)), text(number))?;
+    }
+    git(root, &["add", "-A"])?;
+    git(root, &["commit", "-q", "-m", "generated"])?;
+    // As a clone has it: one pack. Its deltas are of no matter here, and slow to find.
+    git(root, &["-c", "pack.window=0", "repack", "-adq"])?;
+    // What is still to be written of all that must not be paid for by the first round.
+    Command::new("sync").status().map(drop)
+}
+
+/// The turn: edits eight files, adds two and deletes the two that the round `before` added.
+pub(crate) fn turn(root: &Path, files: u64, round: u64, before: u64) -> io::Result<()> {
+    for number in 0..EDITED {
+        let path = root.join(file(mixed(round * 31 + number) % files));
+        let mut file = fs::OpenOptions::new().append(true).open(path)?;
+        writeln!(file, "edited in round {round} by step {number}")?;
+    }
+    for number in 0..ADDED {
+        fs::write(root.join(added(files, round, number)), text(round * 77 + number))?;
+        fs::remove_file(root.join(added(files, before, number)))?;
+    }
+    Ok(())
+}
+
+/// Makes a tracked file differ from HEAD, and gives what it held.
+pub(crate) fn dirty(root: &Path, files: u64) -> io::Result<(PathBuf, Vec<u8>)> {
+    let path = root.join(file(files / 2));
+    let before = fs::read(&path)?;
+    let mut bytes = before.clone();
+    bytes.extend(b"an edit that nobody committed\n");
+    fs::write(&path, bytes)?;
+    Ok((path, before))
+}
+
+/// Runs git, for what is not measured; its standard output.
+pub(crate) fn git(root: &Path, args: &[&str]) -> io::Result<String> {
+    let out = Command::new("git").current_dir(root).args(args).output()?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr);
+        return Err(io::Error::other(format!("git {args:?}: {said}")));
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
