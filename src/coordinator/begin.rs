@@ -631,7 +631,9 @@ fn base_pin(
             }
         }
     }
-    if additions.is_empty() {
+    let mut stash = session.refs.stash_entries()?;
+    stash.retain(|id| session.store.exists(*id));
+    if additions.is_empty() && stash.is_empty() {
         return Ok(base.facts.commit);
     }
     let who = signature(author);
@@ -661,7 +663,21 @@ fn base_pin(
         .map_err(|error| stopped(pin_stop(error)))?;
     pack.finish().map_err(Failure::other("pinning the base"))?;
     session.store.refresh();
-    Ok(built.commit)
+    if stash.is_empty() {
+        return Ok(built.commit);
+    }
+    // A turn may drop the stash and prune: its entries live on as parents of the pin.
+    let tree = session.store.commit(built.commit)?.tree;
+    let mut parents = vec![built.commit];
+    parents.extend(stash);
+    parents.dedup();
+    let message = "worktx: the base, with the stash beside it\n";
+    let bytes = crate::git::tree::commit_bytes(tree, &parents, &who, &who, message);
+    let mut pack = PackWriter::new(&session.store);
+    let id = pack.add_commit(&bytes).map_err(Failure::other("pinning the stash"))?;
+    pack.finish().map_err(Failure::other("pinning the stash"))?;
+    session.store.refresh();
+    Ok(id)
 }
 
 /// The submodules of a base: links to commits, and a list of them. Where nothing is staged, the

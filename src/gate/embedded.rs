@@ -64,7 +64,7 @@ impl<'a> EmbeddedGate<'a> {
     /// returns as an error takes the answer back, and the row is as it was.
     ///
     /// # Errors
-    /// What `record` returned. Errors of `SQLite` outside of it are [`Verdict::Unknown`].
+    /// What `record` returned. Errors of SQLite outside of it are [`Verdict::Unknown`].
     pub fn ask_and_record<E>(
         &mut self,
         execution: &ExecutionId,

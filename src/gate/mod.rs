@@ -11,7 +11,7 @@
 //! db transaction that decided.
 //!
 //! # Limitations
-//! One gate so far, [`EmbeddedGate`]. One for `PostgreSQL` does the same statement, and reads the
+//! One gate so far, [`EmbeddedGate`]. One for PostgreSQL does the same statement, and reads the
 //! row in the same transaction. One for a platform behind HTTP must be able to say *whose* success
 //! stands: an answer like `{"replayed": true}` says that a terminal stands and not whose, so it is
 //! [`Verdict::Unknown`] until the row, with attempt and candidate, has been read back.

@@ -172,15 +172,14 @@ impl Snapshot {
         let mut roots: Vec<RepoPath> =
             ["config", "config.worktree", "commondir", "gitdir", "shallow"]
                 .into_iter()
-                .chain(["hooks", "info", "objects/info/alternates", "objects/info/http-alternates"])
+                .chain(["hooks", "objects/info/alternates", "objects/info/http-alternates"])
+                .chain(INFO)
                 .filter_map(|name| RepoPath::new(name).ok())
                 .collect();
         if let Ok(own) = workspace.git_dir().strip_prefix(common) {
             let own = own.to_string_lossy();
-            let names = ["config.worktree", "commondir", "gitdir", "info"];
-            roots.extend(
-                names.iter().filter_map(|name| RepoPath::new(format!("{own}/{name}")).ok()),
-            );
+            let names = ["config.worktree", "commondir", "gitdir"].into_iter().chain(INFO);
+            roots.extend(names.filter_map(|name| RepoPath::new(format!("{own}/{name}")).ok()));
         }
         let folder = hooks_path.and_then(|path| path.strip_prefix(common).ok());
         if let Some(folder) =
@@ -239,6 +238,10 @@ impl Snapshot {
         self.files.keys().chain(new)
     }
 }
+
+/// The files of `info/` that git reads as settings. The others are git's own notes: a repack in
+/// the background, begun before the turn by a plain `git commit`, writes `info/refs` at any time.
+const INFO: [&str; 4] = ["info/attributes", "info/exclude", "info/grafts", "info/sparse-checkout"];
 
 /// What a guarded path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The private, persistent manifest of a workspace: what stood at every path of the base, by
 //! stat data, raw id and git's id, so that a scan reads stat data only.
 //!
-//! An `SQLite` file of its own with one packed row a directory ([`super::row`]). It is a cache with
+//! An SQLite file of its own with one packed row a directory ([`super::row`]). It is a cache with
 //! a duty: while an attempt is unsettled it describes its base, so it is changed only by
 //! [`Manifest::apply`], whole, and a damaged one is an error and never silently made anew.
 //!
@@ -64,7 +64,7 @@ pub enum ManifestError {
         /// Its version.
         found: i64,
     },
-    /// `SQLite` said no.
+    /// SQLite said no.
     #[error("the manifest {}: {source}", path.display())]
     Database {
         /// The file.

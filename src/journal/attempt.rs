@@ -386,7 +386,7 @@ impl NewEvent<'_> {
     }
 }
 
-/// `SQLite`'s integers have a sign; a revision never comes near its end.
+/// SQLite's integers have a sign; a revision never comes near its end.
 fn signed(rev: u64) -> i64 {
     i64::try_from(rev).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,7 @@
 //! What can go wrong with a ledger, by what one does about it.
 //!
 //! # Limitations
-//! `SQLite` does not say which process holds a lock.
+//! SQLite does not say which process holds a lock.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub enum LedgerError {
     ReadOnly {
         /// The file.
         path: PathBuf,
-        /// What `SQLite` says.
+        /// What SQLite says.
         why: String,
     },
     /// No space is left. Nothing was written.
@@ -109,7 +109,7 @@ pub enum LedgerError {
     NeedsRecovery {
         /// The file.
         path: PathBuf,
-        /// What `SQLite` says.
+        /// What SQLite says.
         why: String,
     },
     /// The ledger was opened for reading.
@@ -184,7 +184,7 @@ pub enum LedgerError {
         /// Why.
         source: io::Error,
     },
-    /// Everything else that `SQLite` says: a rule of the schema was broken, memory ran out.
+    /// Everything else that SQLite says: a rule of the schema was broken, memory ran out.
     #[error("the ledger {path}")]
     Sqlite {
         /// The file.
@@ -205,7 +205,7 @@ fn found_text(found: Option<&(String, u64)>) -> String {
     }
 }
 
-/// Sorts what `SQLite` says by what one does about it.
+/// Sorts what SQLite says by what one does about it.
 pub(super) fn fault(path: &Path, error: rusqlite::Error) -> LedgerError {
     let path = path.to_owned();
     let why = error.to_string();

@@ -1,4 +1,4 @@
-//! The ledger: what stands in `SQLite` of executions, attempts and their history.
+//! The ledger: what stands in SQLite of executions, attempts and their history.
 //!
 //! One file, `ledger.db`, holds the journal (table `attempt`, append-only `event`) and the rows
 //! that the embedded gate decides over (`execution`), so that a verdict and the change of state
@@ -21,7 +21,7 @@
 //! - `DELETE` is out: the unlink of the journal is not synced, so that a power cut can bring the
 //!   journal back and take a won verdict away.
 //! - `TRUNCATE` and `PERSIST` both sync the end of the journal before the commit returns (in
-//!   `SQLite`'s `pager_end_transaction` and `zeroJournalHdr`: the first only with `FULL`, the second
+//!   SQLite's `pager_end_transaction` and `zeroJournalHdr`: the first only with `FULL`, the second
 //!   always). `PERSIST` keeps the journal's blocks: a state change needs no new space for it on a
 //!   full disk, and no sync has to write a changed file size. And a journal without its ledger
 //!   proves that a ledger was deleted.
@@ -34,7 +34,7 @@
 //!   git's refs say has to be compared with it.
 //! - An old copy put in place of the file between two runs is a valid ledger. [`Ledger::id`] and
 //!   [`Ledger::last_event_id`] are there for a marker elsewhere to tell.
-//! - Locks are `SQLite`'s, POSIX record locks: a file system that has none (some network ones) is
+//! - Locks are SQLite's, POSIX record locks: a file system that has none (some network ones) is
 //!   not safe for several processes.
 //! - Space is kept in reserve ([`Ledger::open_attempt`]) only where a file system overwrites in
 //!   place; btrfs needs new blocks for every write.

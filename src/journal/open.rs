@@ -2,7 +2,7 @@
 //!
 //! Order rules: a new ledger is built whole under another name, synced, given its name by
 //! `link(2)` (which never replaces), and the directory synced. What is opened is looked at before
-//! `SQLite` sees it (no links, nobody else's), then by `SQLite` (format, version), then as a whole
+//! SQLite sees it (no links, nobody else's), then by SQLite (format, version), then as a whole
 //! (`quick_check`) before the first write.
 //!
 //! # Limitations
@@ -400,7 +400,7 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The rollback journal, by `SQLite`'s rule.
+/// The rollback journal, by SQLite's rule.
 pub(super) fn journal_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-journal");

@@ -41,6 +41,10 @@ const IN_SESSION: &str = "in-session";
 
 /// To be called first in `main`: does not return where the process was started as a supervisor
 /// or as a leader.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the supervisor is a process of its own and ends here"
+)]
 pub fn run_supervisor_if_asked() {
     let mut args = std::env::args_os().skip(1);
     match args.next() {
@@ -292,6 +296,10 @@ fn wait_for(
 }
 
 /// The leader: makes its group or session, waits, and becomes the command.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the supervisor is a process of its own and ends here"
+)]
 fn lead(in_session: bool) -> ! {
     let code = match wait_and_exec(in_session) {
         // The supervisor is gone, or gave it up.

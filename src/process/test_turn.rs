@@ -22,6 +22,7 @@ use super::{Bounds, Command, Output, Requests, Signals, Stdin, find_program, sta
 type AnyError = Box<dyn std::error::Error>;
 
 /// To be called in `main` after [`super::run_supervisor_if_asked`]; does not return where asked.
+#[expect(clippy::disallowed_methods, reason = "a process of its own, for tests alone")]
 pub fn run_if_asked() {
     let args: Vec<OsString> = std::env::args_os().collect();
     if args.get(1).is_some_and(|word| word == "__test-turn") {

@@ -151,3 +151,28 @@ fn the_top_level_holds_what_was_agreed() {
         .collect();
     assert!(extra.is_empty(), "top level holds more: {extra:?}");
 }
+
+#[test]
+fn links_of_the_documents_lead_somewhere() {
+    let docs = std::fs::read_dir(root().join("docs")).expect("readable");
+    let mut pages: Vec<PathBuf> = docs.map(|e| e.expect("readable").path()).collect();
+    pages.retain(|page| page.extension().is_some_and(|e| e == "md"));
+    pages.push(root().join("README.md"));
+    let (mut seen, mut dead) = (0, Vec::new());
+    for page in pages {
+        let text = fs::read_to_string(&page).expect("readable");
+        // The target of `[text](target)`; an anchor after it is not looked at.
+        for after in text.split("](").skip(1) {
+            let target = after.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            seen += 1;
+            if !page.parent().expect("a folder").join(target).exists() {
+                dead.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} links were found: is this test blind?");
+    assert!(dead.is_empty(), "links that lead nowhere:\n{}", dead.join("\n"));
+}

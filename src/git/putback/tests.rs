@@ -172,7 +172,7 @@ fn follows_no_link_and_waits_for_nothing() {
         .expect("made");
     std::fs::remove_file(git.join("info/exclude")).expect("removed");
     std::fs::create_dir(git.join("info/exclude")).expect("made");
-    let large = std::fs::File::create(git.join("info/large")).expect("made");
+    let large = std::fs::File::create(git.join("info/grafts")).expect("made");
     large.set_len(1 << 40).expect("set");
     let at_seal = look(&workspace);
     assert!(before.compare(&at_seal).len() >= 4);
@@ -202,4 +202,13 @@ fn hooks_elsewhere_in_the_git_directory_and_linked_work_trees() {
     assert_eq!((done.done.len(), done.blocked.len()), (2, 0));
     assert_eq!(look().files, before.files);
     assert!(repo.root().join(".git/worktrees/third").exists(), "reported, not removed");
+}
+
+#[test]
+fn notes_that_git_itself_takes_are_no_change() {
+    let (repo, workspace, _) = open();
+    let before = look(&workspace);
+    repo.git(&["update-server-info"]);
+    assert!(repo.root().join(".git/info/refs").exists(), "git wrote its note");
+    assert_eq!(before.compare(&look(&workspace)), []);
 }
