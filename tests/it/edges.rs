@@ -354,7 +354,6 @@ fn other_refs_are_reported_and_left() {
 }
 
 #[test]
-#[ignore = "stash entries are not pinned at open yet"]
 fn every_stash_entry_is_pinned_at_open() {
     let lab = Lab::with(|repo| {
         repo.write("README.md", "stashed\n");
