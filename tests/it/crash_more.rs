@@ -164,7 +164,6 @@ fn row_08_an_immutable_file_and_a_busy_mount() {
     } else {
         assert_eq!(ran.json()["reason"], "restore_blocked");
     }
-    drop(_unmount);
 }
 
 #[test]

@@ -5,6 +5,8 @@
     dead_code,
     clippy::needless_pass_by_value,
     clippy::unused_self,
+    clippy::print_stderr,
+    clippy::case_sensitive_file_extension_comparisons,
     reason = "helpers of tests, called as reads best"
 )]
 
