@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 
-
 use super::drive::chain;
 use super::error::Failure;
 use super::rescue::pin_stop;
@@ -19,6 +18,7 @@ use crate::git::manifest::child_path;
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::refusal::Refusal;
+use crate::git::row::Packed;
 use crate::git::store::open_repository;
 use crate::tx::entry::{Found, GIT_LINK};
 use crate::tx::id::Oid;
@@ -185,7 +185,7 @@ pub(super) fn base_pin(
         .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
         .collect();
     for (dir, row) in base.baseline.snapshot.rows() {
-        for child in row.iter().filter(|child| child.is_tracked()) {
+        for child in row.iter().filter(Packed::is_tracked) {
             let entry = child.entry();
             if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
                 && entry.kind.has_bytes()

@@ -94,6 +94,9 @@ impl Driver<'_> {
 
     /// What somebody changed since the seal: pinned, and by the setting left, put back or held.
     fn meet_drift(&mut self, seal: &Seal) -> Result<(), Stop> {
+        if self.live.scope_seen && !self.sealed_paths_touched() {
+            return Ok(());
+        }
         let differ = self.since_seal()?;
         if differ.is_empty() {
             return Ok(());

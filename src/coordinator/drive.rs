@@ -80,6 +80,8 @@ pub struct Live {
     pub snapshot: Option<Arc<Snapshot>>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
+    /// The whole scope was compared with the seal, and since then nothing of this attempt ran.
+    pub scope_seen: bool,
     /// The verdict, where this process won it.
     pub won: Option<crate::tx::verdict::Won>,
     /// Whether promotion gives the index another meaning.

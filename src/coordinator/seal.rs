@@ -227,6 +227,7 @@ impl Driver<'_> {
         let file = SealFile { index_meaning: turn_index.meaning, entries: made.entries };
         file.write(&self.session.place.attempt(&self.key))?;
         self.live.sealed = Some(self.view_of(file)?);
+        self.live.scope_seen = true;
 
         self.pin_candidate(candidate)?;
         let detail = json!({

@@ -139,6 +139,7 @@ impl Driver<'_> {
             output: Output::KeepTail { bytes: OUTPUT },
             terminal: false,
         };
+        self.live.scope_seen = false;
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
         let waiting =
             process::start(&command, &folder.join(format!("post-check-{run}")), &[lock.as_fd()])
@@ -254,6 +255,7 @@ impl Driver<'_> {
     /// What is not of the seal is pinned as somebody else's, and put back.
     pub(super) fn put_back_since_seal(&mut self, seal: &Seal) -> Result<(), Stop> {
         let differ = self.since_seal()?;
+        self.live.scope_seen = true;
         if differ.is_empty() {
             return Ok(());
         }

@@ -22,7 +22,7 @@ use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
 use crate::git::scan::{self, Scan, ScanError, ScanRequest};
 use crate::git::store::Store;
 use crate::tx::cause::QuarantineReason;
-use crate::tx::entry::{Change, Entry, Found};
+use crate::tx::entry::{Change, Entry, Found, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::Scope;
@@ -135,7 +135,7 @@ pub const fn entry(found: &Found, raw: &scan::RawFile) -> Entry {
 pub fn is_same(before: &Entry, after: &Entry) -> bool {
     before.kind == after.kind
         && before.raw == after.raw
-        && (before.kind == crate::tx::entry::Kind::Symlink || before.stat.mode == after.stat.mode)
+        && (before.kind == Kind::Symlink || before.stat.mode == after.stat.mode)
 }
 
 /// The changes that are none once their bytes are read: the raw ids of the others.
@@ -224,6 +224,34 @@ impl Driver<'_> {
         snapshot.apply(file.entries.iter().cloned());
         let rules = base_rules(&self.session.store, &snapshot)?;
         Ok(SealView { snapshot, rules, file })
+    }
+
+    /// What of the sealed paths looks otherwise now: for a second look at a scope that was just
+    /// scanned whole. Somebody else's edit of another path in between is as one a moment after the
+    /// commit: it is in the tree, and in no commit.
+    pub(super) fn sealed_paths_touched(&self) -> bool {
+        let root = &self.session.root;
+        let Some(view) = &self.live.sealed else { return true };
+        for (path, entry) in &view.file.entries {
+            let Ok(now) = root.stat(path) else { return true };
+            let same = match (entry, &now) {
+                (None, None) => true,
+                (Some(entry), Some(now)) if entry.kind == Kind::Directory => {
+                    now.kind == Kind::Directory && entry.stat.mode == now.stat.mode
+                }
+                (Some(entry), Some(now)) => {
+                    let (was, is) = (&entry.stat, &now.stat);
+                    entry.kind == now.kind
+                        && (was.mode, was.size, was.mtime_ns, was.ctime_ns, was.inode)
+                            == (is.mode, is.size, is.mtime_ns, is.ctime_ns, is.inode)
+                }
+                _ => false,
+            };
+            if !same {
+                return true;
+            }
+        }
+        false
     }
 
     /// What differs from the seal now.

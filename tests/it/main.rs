@@ -6,6 +6,8 @@
     clippy::needless_pass_by_value,
     clippy::unused_self,
     clippy::print_stderr,
+    clippy::manual_assert,
+    clippy::print_stderr,
     clippy::case_sensitive_file_extension_comparisons,
     reason = "helpers of tests, called as reads best"
 )]
