@@ -30,6 +30,9 @@ pub fn reason(failure: &Failure) -> (&'static str, ErrorCode, u8) {
         F::Usage(_) => ("usage", ErrorCode::Internal, exit::USAGE),
         F::Config(_) => error("bad_settings"),
         F::Impossible { .. } => error("impossible"),
+        F::Workspace(OpenError::Bare { .. }) => {
+            ("bare_repository", ErrorCode::Refused, exit::REFUSED)
+        }
         F::Workspace(_) => error("no_workspace"),
         F::GitConfig(_) => error("bad_git_config"),
         F::Place(_) => error("state_directory"),

@@ -7,7 +7,6 @@
 //! # Limitations
 //! `--on-dirty capture` is answered before anything is looked at.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -16,40 +15,34 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::base::{Base, base_pin};
 use super::context::{Context, Invocation};
 use super::drive::{Driver, Live, chain};
 use super::error::Failure;
 use super::gitdir;
 use super::outcome::{Outcome, OutcomeWord};
 use super::place::{PRIVATE_DIR, PRIVATE_FILE, temporary_name};
-use super::rescue::pin_stop;
-use super::seal::{hex, signature};
+use super::seal::hex;
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::{policy, reconcile, retention, trace, view};
+use super::{reconcile, retention, trace};
 use crate::base::durable;
 use crate::config::Loaded;
-use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::gitconfig::GitEnv;
-use crate::git::index::{self, Index, IndexError};
-use crate::git::judge::{self, BaseFacts};
+use crate::git::index::{self};
+use crate::git::judge::{self};
 use crate::git::lockfile::{self, Holder, Marker};
-use crate::git::manifest::child_path;
-use crate::git::pack::PackWriter;
-use crate::git::pin::{self, PinSource};
 use crate::git::reflog;
 use crate::git::refusal::Refusal;
-use crate::git::store::open_repository;
 use crate::hook::Capture;
 use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
 use crate::process::{self, Bounds, Command, Output, Requests, Signals, Stdin, find_program};
 use crate::tx::cause::{Cause, ErrorCode};
-use crate::tx::entry::{Found, GIT_LINK};
-use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid, Pin, RefPrefix};
+use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::record::{AttemptRecord, Warning};
-use crate::tx::settings::{OnDirty, Untracked};
+use crate::tx::settings::OnDirty;
 use crate::tx::state::{StateTag, TxState};
 use crate::tx::verdict::Status;
 
@@ -135,20 +128,12 @@ fn is_unreadable(refusal: &Refusal) -> bool {
     )
 }
 
-struct Begin<'r> {
-    request: &'r RunRequest,
+pub(super) struct Begin<'r> {
+    pub(super) request: &'r RunRequest,
     signals: Signals,
     program: PathBuf,
-    git_env: GitEnv,
-    loaded: Loaded,
-}
-
-/// A base that was accepted.
-struct Base {
-    facts: BaseFacts,
-    baseline: Baseline,
-    index_bytes: Option<Vec<u8>>,
-    index_meaning: String,
+    pub(super) git_env: GitEnv,
+    pub(super) loaded: Loaded,
 }
 
 impl Begin<'_> {
@@ -218,139 +203,6 @@ impl Begin<'_> {
             status @ (Status::Cancelled | Status::Skipped) => Err(Failure::Standing(status)),
             _ => Ok(None),
         }
-    }
-
-    fn judge(&mut self, session: &mut Session) -> Result<Base, Failure> {
-        let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
-        if let Some(attempt) =
-            session.ledger.unsettled(Some(&session.workspace.id()))?.into_iter().next()
-        {
-            let record = attempt.record()?;
-            if let TxState::Quarantined { reason, .. } = &record.state {
-                return Err(refused(vec![Refusal::Quarantined {
-                    attempt: attempt.key,
-                    reason: reason.as_str().to_owned(),
-                }]));
-            }
-            return Err(refused(vec![Refusal::Quarantined {
-                attempt: attempt.key,
-                reason: record.state.tag().as_str().to_owned(),
-            }]));
-        }
-        let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)
-            .map_err(refused)?;
-        facts.config.author()?;
-        self.loaded = self.request.context.settings(&session.store, facts.tree)?;
-
-        let index_bytes = index::load(session.workspace.git_dir())?;
-        let index = match &index_bytes {
-            None => Ok(Index::empty()),
-            Some(bytes) => Index::parse(bytes),
-        };
-        let index = index.map_err(|error| match error {
-            IndexError::Split => refused(vec![Refusal::SplitIndex]),
-            IndexError::Sparse => refused(vec![Refusal::SparseIndex]),
-            other => refused(vec![Refusal::Damaged { why: chain(&other) }]),
-        })?;
-        let conflicts = index.conflicts();
-        if !conflicts.is_empty() {
-            return Err(refused(vec![Refusal::ConflictedIndex { paths: conflicts }]));
-        }
-        let staged = index
-            .differs_from_tree(&session.store, facts.tree)
-            .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?;
-        let mut refusals = Vec::new();
-        if !staged.is_empty() {
-            let paths = staged.into_iter().map(|(path, _)| path).collect();
-            refusals.push(Refusal::StagedChanges { paths });
-        }
-        let submodules = submodules(&session.store, facts.tree, &index)?;
-        if !submodules.is_empty() {
-            refusals.push(Refusal::Submodules { paths: submodules });
-        }
-        let baseline = self.establish(session, &facts)?;
-        refusals.extend(self.judge_baseline(&baseline));
-        if !refusals.is_empty() {
-            return Err(refused(refusals));
-        }
-        let meaning = index.meaning();
-        if let Some(bytes) = &index_bytes {
-            index::remember(bytes, meaning);
-        }
-        let index_meaning = hex(&meaning.0);
-        Ok(Base { facts, baseline, index_bytes, index_meaning })
-    }
-
-    fn establish(&self, session: &mut Session, facts: &BaseFacts) -> Result<Baseline, Failure> {
-        let settings = &self.loaded.values.settings;
-        let rules = view::rules_of(&facts.config, &settings.scope);
-        let attributes = policy::captured_attributes(&facts.config);
-        let repository = open_repository(session.workspace.common_dir())?;
-        let watcher = self.request.watcher.as_deref();
-        let progress = watcher.map(|w| move |names| w.looked_at(names));
-        let request = BaselineRequest {
-            root: &session.root,
-            repository: &repository,
-            head_tree: facts.tree,
-            rules: &rules,
-            attributes: &attributes,
-            autocrlf: policy::autocrlf(&facts.config),
-            file_mode: facts.config.file_mode,
-            limits: settings.limits,
-            temporary: &[],
-            keep_modified: false,
-            progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
-        };
-        let established = baseline::establish(&mut session.manifest, &request);
-        if let Some(watcher) = watcher {
-            watcher.over();
-        }
-        established.map_err(|error| match error {
-            BaselineError::TooMuch { too_large: paths, files, bytes } => {
-                let limits = settings.limits;
-                let (limit, allowed, found) = if !paths.is_empty() {
-                    ("file_bytes", limits.file_bytes, bytes)
-                } else if files > limits.files {
-                    ("files", limits.files, files)
-                } else {
-                    ("total_bytes", limits.total_bytes, bytes)
-                };
-                let limit = limit.to_owned();
-                Failure::Refused {
-                    refusals: vec![Refusal::UntrackedBeyondLimits { limit, allowed, found, paths }],
-                    warnings: Vec::new(),
-                }
-            }
-            other => Failure::other("looking at the work tree")(other),
-        })
-    }
-
-    fn judge_baseline(&self, baseline: &Baseline) -> Vec<Refusal> {
-        use crate::git::attributes::Unsupported;
-        let mut refusals = Vec::new();
-        if !baseline.modified.is_empty() {
-            refusals.push(Refusal::ModifiedTracked { paths: baseline.modified.clone() });
-        }
-        if self.loaded.values.settings.untracked == Untracked::Refuse
-            && !baseline.untracked.is_empty()
-        {
-            let paths = baseline.untracked.iter().map(|(path, _)| path.clone()).collect();
-            refusals.push(Refusal::UntrackedPresent { paths });
-        }
-        for (path, why) in &baseline.unsupported {
-            let paths = vec![path.clone()];
-            refusals.push(match why {
-                Unsupported::Filter(driver) => {
-                    Refusal::FilterDriver { driver: driver.clone(), paths }
-                }
-                Unsupported::Encoding(_) => Refusal::WorkingTreeEncoding { paths },
-                Unsupported::Ident => Refusal::Ident { paths },
-            });
-            if refusals.len() > 20 {
-                break;
-            }
-        }
-        refusals
     }
 
     fn open(&self, session: &mut Session, base: Base) -> Result<Outcome, Failure> {
@@ -605,80 +457,6 @@ impl Begin<'_> {
         session.ledger.record_event(id, None, "unprotected", &detail)?;
         Ok(outcome)
     }
-}
-
-/// The commit that keeps the base alive: the base itself, or one on top of it with what is
-/// untracked and what differs from git's bytes.
-fn base_pin(
-    session: &Session,
-    base: &Base,
-    author: &crate::git::gitconfig::Identity,
-) -> Result<Oid, Failure> {
-    let mut additions: Vec<(RepoPath, Found)> = base
-        .baseline
-        .untracked
-        .iter()
-        .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
-        .collect();
-    for (dir, row) in base.baseline.snapshot.rows() {
-        for child in row.iter().filter(|child| child.is_tracked()) {
-            let entry = child.entry();
-            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
-                && entry.kind.has_bytes()
-            {
-                let found = Found { kind: entry.kind, stat: entry.stat };
-                additions.push((child_path(dir, child.name), found));
-            }
-        }
-    }
-    if additions.is_empty() {
-        return Ok(base.facts.commit);
-    }
-    let who = signature(author);
-    let nothing = HashSet::new();
-    let mut pack = PackWriter::new(&session.store);
-    let from = PinSource {
-        root: session.root.handle(),
-        store: &session.store,
-        onto: base.facts.tree,
-        parents: &[base.facts.commit],
-        too_large: &nothing,
-        who: &who,
-        message: "worktx: the base, with what was untracked\n",
-    };
-    let stopped = |stop| match stop {
-        super::drive::Stop::Failure(failure) => failure,
-        super::drive::Stop::Quarantine(reason) => Failure::impossible(
-            format!(
-                "the base cannot be pinned: {} {}",
-                reason.as_str(),
-                reason.detail().unwrap_or_default()
-            ),
-            "worktx status",
-        ),
-    };
-    let built = pin::build_base_pin(&from, &additions, &mut pack)
-        .map_err(|error| stopped(pin_stop(error)))?;
-    pack.finish().map_err(Failure::other("pinning the base"))?;
-    session.store.refresh();
-    Ok(built.commit)
-}
-
-/// The submodules of a base: links to commits, and a list of them. Where nothing is staged, the
-/// index has what the tree has.
-fn submodules(
-    store: &crate::git::store::Store,
-    tree: Oid,
-    index: &Index,
-) -> Result<Vec<RepoPath>, Failure> {
-    let links = index.entries().filter(|entry| entry.mode == GIT_LINK);
-    let mut paths: Vec<RepoPath> = links.take(100).map(|entry| entry.repo_path()).collect();
-    let list = RepoPath::new(".gitmodules").map_err(Failure::bug)?;
-    if store.lookup(tree, &list)?.is_some() {
-        paths.push(list);
-    }
-    paths.sort();
-    Ok(paths)
 }
 
 /// The largest attempt of an execution that the refs know.

@@ -11,10 +11,15 @@ use std::path::Path;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
+use super::rescue::PinKind;
+use super::seal::signature;
 use super::session::Session;
 use crate::git::guarded::{ChangeKind, GitChange, Snapshot};
+use crate::git::odb::ObjectKind;
+use crate::git::pack::PackWriter;
 use crate::git::putback::{self, What};
 use crate::git::refs::Refs;
+use crate::git::tree;
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{Oid, RefName};
 use crate::tx::settings::OnGitChange;
@@ -32,7 +37,7 @@ pub(super) fn other_refs(refs: &Refs) -> Result<Vec<(RefName, Oid)>, Failure> {
     let own = |name: &str| name.starts_with("refs/worktx/") || name.starts_with("refs/trinity/tx/");
     let mut all: Vec<_> =
         refs.all_refs()?.refs.into_iter().filter(|(name, _)| !own(name.as_str())).collect();
-    for (n, id) in refs.stash_entries()?.into_iter().enumerate().skip(1) {
+    for (n, id) in refs.stash_entries()?.into_iter().rev().enumerate().skip(1) {
         all.push((RefName(format!("refs/stash@{{{n}}}")), id));
     }
     Ok(all)
@@ -147,9 +152,17 @@ impl Driver<'_> {
         let after: BTreeMap<&RefName, Oid> = now.iter().map(|(name, id)| (name, *id)).collect();
         let names: std::collections::BTreeSet<&RefName> =
             before.keys().chain(after.keys()).copied().collect();
-        let moved: Vec<String> = names
+        let moved: Vec<&RefName> = names
             .into_iter()
             .filter(|name| **name != own && before.get(name) != after.get(name))
+            .collect();
+        if moved.is_empty() {
+            return;
+        }
+        let ids = moved.iter().flat_map(|name| [before.get(name), after.get(name)]);
+        let ids: std::collections::BTreeSet<Oid> = ids.flatten().copied().collect();
+        let moved: Vec<String> = moved
+            .into_iter()
             .map(|name| {
                 let id = |side: &BTreeMap<&RefName, Oid>| {
                     side.get(name).map_or_else(|| "nothing".to_owned(), Oid::short)
@@ -157,10 +170,33 @@ impl Driver<'_> {
                 format!("{name} ({} → {})", id(&before), id(&after))
             })
             .collect();
-        if !moved.is_empty() {
-            self.record
-                .warn("refs_moved", format!("other refs changed meanwhile: {}", moved.join(", ")));
+        if let Err(error) = self.pin_commits(&ids) {
+            tracing::warn!(?error, "where other refs were could not be pinned");
         }
+        self.record
+            .warn("refs_moved", format!("other refs changed meanwhile: {}", moved.join(", ")));
+    }
+
+    /// Keeps commits alive under one rescue pin. What is no commit (a tag's own object), and what
+    /// is gone already, is left out.
+    fn pin_commits(&mut self, ids: &std::collections::BTreeSet<Oid>) -> Result<(), Stop> {
+        let store = &self.session.store;
+        let commits: Vec<Oid> = ids
+            .iter()
+            .copied()
+            .filter(|id| matches!(store.kind(*id), Ok(Some(ObjectKind::Commit))))
+            .collect();
+        if commits.is_empty() {
+            return Ok(());
+        }
+        let who = signature(&self.spec.author);
+        let message = "worktx: where other refs were, and are\n";
+        let bytes = tree::commit_bytes(self.spec.base_tree, &commits, &who, &who, message);
+        let mut pack = PackWriter::new(store);
+        let id = pack.add_commit(&bytes).map_err(|e| Stop::seal_blocked(&e))?;
+        pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
+        store.refresh();
+        self.record_pin(PinKind::Rescue, id)
     }
 }
 

@@ -3,6 +3,7 @@
 //! # Limitations
 //! One attempt at a time on a work tree; the lock of [`place`] sees to it.
 
+mod base;
 pub mod begin;
 pub mod cancel;
 pub mod changes;

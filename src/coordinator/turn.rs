@@ -15,6 +15,7 @@ use super::place::PRIVATE_FILE;
 use crate::base::durable;
 use crate::base::fault::{self, Point};
 use crate::git::reflog::{self, Moves};
+use crate::git::refs::RefError;
 use crate::git::restore;
 use crate::process::{self, Bounds, Request, Requests};
 use crate::tx::cause::{Cause, QuarantineReason};
@@ -63,7 +64,14 @@ impl Driver<'_> {
     pub(super) fn abandon(&mut self) -> Result<(), Stop> {
         let prepared = self.session.place.prepared(&self.key);
         for pin in self.record.pins.all() {
-            self.session.refs.unpin(&self.spec.settings.ref_prefix, pin, &prepared)?;
+            match self.session.refs.unpin(&self.spec.settings.ref_prefix, pin, &prepared) {
+                // Of that name, and not ours: a ledger that was exchanged for an old copy gives a
+                // number twice.
+                Err(error @ RefError::Differs { .. }) => {
+                    tracing::warn!(%error, "a ref of this attempt's name is left");
+                }
+                done => done?,
+            }
         }
         self.record.pins = crate::tx::record::Pins::default();
         self.apply(TxEvent::Abandoned, &json!({}))?;

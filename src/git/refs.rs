@@ -155,8 +155,9 @@ impl Refs {
         Ok(found.map(|(id, _)| id.map_or(Raw::Broken, Raw::Id)))
     }
 
-    /// All refs at or beneath a name (`refs`, `refs/worktx/tx`).
+    /// All refs at or beneath a name (`refs`, `refs/worktx/tx`), with or without a slash at its end.
     pub fn list(&self, prefix: &str) -> Result<RefList, RefError> {
+        let prefix = prefix.trim_end_matches('/');
         let mut all: BTreeMap<Vec<u8>, Raw> = BTreeMap::new();
         let packed = self.common.read(b"packed-refs")?.unwrap_or_default();
         let beneath = |name: &[u8]| {

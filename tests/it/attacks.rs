@@ -627,3 +627,33 @@ fn row_35_a_manifest_that_is_gone_does_not_empty_the_tree() {
         trap_now.lab.laws();
     }
 }
+
+#[test]
+fn row_35_an_old_copy_of_the_ledger() {
+    let trap = Trap::new();
+    let ledger = trap.repo().path(".git/worktx/ledger.db");
+    let old = fs::read(&ledger).expect("readable");
+    let job = &["--execution-id", "job"];
+    let first = trap.run(job, "echo x > x; exit 3").exits(10).json();
+    fs::write(&ledger, old).expect("written");
+    // What the refs know counts too: no number is given twice, no pin is lost.
+    let second = trap.run(job, "echo y > y; exit 3").exits(10).json();
+    assert_eq!(second["attempt"], 2, "{second}");
+    let discarded = first["refs"]["discarded"][0].as_str().expect("a ref").to_owned();
+    assert_eq!(trap.repo().git(&["show", &format!("{discarded}:x")]), "x");
+    trap.lab.laws();
+}
+
+#[test]
+fn row_09_a_ref_in_the_place_of_a_pin() {
+    let trap = Trap::new();
+    let repo = trap.repo();
+    trap.lab.killed_at("open_recorded", &["--execution-id", "job"], "echo x > x");
+    let other = repo.git(&["commit-tree", "-m", "forged", "HEAD^{tree}"]);
+    repo.git(&["update-ref", "refs/worktx/tx/job/1/base", &other]);
+    trap.lab.reconcile();
+    assert_eq!(trap.lab.state("job", 1).0, "rolled_back");
+    assert_eq!(repo.git(&["rev-parse", "refs/worktx/tx/job/1/base"]), other, "not ours");
+    trap.lab.laws();
+    trap.run(&["--execution-id", "job"], "echo x > x").exits(0);
+}

@@ -146,6 +146,9 @@ fn lists_are_those_of_git() {
     assert_eq!(own, repo.git(["for-each-ref", "--format=%(refname) %(objectname)"]));
     assert!(list.broken.is_empty());
     assert_eq!(refs.stash_entries().unwrap(), [repo.id("stash@{1}"), repo.id("stash@{0}")]);
+    let heads = refs.list("refs/heads").unwrap().refs;
+    assert_eq!(refs.list("refs/heads/").unwrap().refs, heads);
+    assert_eq!(heads.len(), 2);
     std::fs::write(repo.git_dir().join("refs/heads/bad"), "nonsense").unwrap();
     assert_eq!(refs.all_refs().unwrap().broken, [name("refs/heads/bad")]);
 }
