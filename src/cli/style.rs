@@ -148,7 +148,7 @@ mod tests {
         let style = Style::of(ColorChoice::Never, false);
         let rows = vec![vec!["one".to_owned(), "x".repeat(300)]];
         let table = style.table(&["a", "b"], rows);
-        assert!(table.starts_with("A"), "{table:?}");
+        assert!(table.starts_with('A'), "{table:?}");
         assert!(table.contains(&"x".repeat(300)), "{table:?}");
     }
 

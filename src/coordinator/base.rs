@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 
-
 use super::drive::chain;
 use super::error::Failure;
 use super::rescue::pin_stop;
@@ -185,7 +184,7 @@ pub(super) fn base_pin(
         .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
         .collect();
     for (dir, row) in base.baseline.snapshot.rows() {
-        for child in row.iter().filter(|child| child.is_tracked()) {
+        for child in row.iter().filter(crate::git::row::Packed::is_tracked) {
             let entry = child.entry();
             if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
                 && entry.kind.has_bytes()
