@@ -11,7 +11,7 @@
 //!
 //! # Limitations
 //! What a daemon outside the turn starts on its behalf is no descendant and is not found. A root
-//! turn can do anything. No cgroup is used yet: [`WriterRecord::cgroup`] is `None`, and a record
+//! turn can do anything. No cgroup is used yet: [`WriterRecord::cgroup`](crate::tx::writer::WriterRecord::cgroup) is `None`, and a record
 //! that has one is judged without it.
 
 mod death;

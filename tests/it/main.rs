@@ -3,12 +3,14 @@
 #![allow(
     unreachable_pub,
     dead_code,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::manual_assert,
+    clippy::items_after_statements,
+    clippy::used_underscore_binding,
+    clippy::case_sensitive_file_extension_comparisons,
     clippy::needless_pass_by_value,
     clippy::unused_self,
-    clippy::print_stderr,
-    clippy::manual_assert,
-    clippy::print_stderr,
-    clippy::case_sensitive_file_extension_comparisons,
     reason = "helpers of tests, called as reads best"
 )]
 
