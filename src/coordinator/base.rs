@@ -12,6 +12,7 @@ use super::seal::{hex, signature};
 use super::session::Session;
 use super::{policy, view};
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
+use crate::git::gitconfig::Identity;
 use crate::git::index::{self, Index, IndexError};
 use crate::git::judge::{self, BaseFacts};
 use crate::git::manifest::child_path;
@@ -37,6 +38,18 @@ pub(super) struct Base {
 }
 
 impl Begin<'_> {
+    /// Who commits: `[commit] author`, else the repository's own identity.
+    pub(super) fn author(&self, facts: &BaseFacts) -> Result<Identity, Failure> {
+        let set = self.loaded.values.settings.author.as_deref();
+        let parts = set.and_then(|text| text.strip_suffix('>')?.split_once('<'));
+        match parts {
+            Some((name, email)) => {
+                Ok(Identity { name: name.trim().to_owned(), email: email.trim().to_owned() })
+            }
+            None => Ok(facts.config.author()?.clone()),
+        }
+    }
+
     pub(super) fn judge(&mut self, session: &mut Session) -> Result<Base, Failure> {
         let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
         if let Some(attempt) =
@@ -56,8 +69,8 @@ impl Begin<'_> {
         }
         let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)
             .map_err(refused)?;
-        facts.config.author()?;
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
+        self.author(&facts)?;
 
         let index_bytes = index::load(session.workspace.git_dir())?;
         let index = match &index_bytes {
@@ -173,11 +186,7 @@ impl Begin<'_> {
 
 /// The commit that keeps the base alive: the base itself, or one on top of it with what is
 /// untracked and what differs from git's bytes.
-pub(super) fn base_pin(
-    session: &Session,
-    base: &Base,
-    author: &crate::git::gitconfig::Identity,
-) -> Result<Oid, Failure> {
+pub(super) fn base_pin(session: &Session, base: &Base, author: &Identity) -> Result<Oid, Failure> {
     let mut additions: Vec<(RepoPath, Found)> = base
         .baseline
         .untracked

@@ -246,7 +246,7 @@ impl Begin<'_> {
             .map_err(Failure::io("keeping the index and the git directory's files"))?;
         let index_digest = base.index_bytes.as_deref().map(|bytes| hex(&index::digest(bytes)));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
-        let author = base.facts.config.author()?.clone();
+        let author = self.author(&base.facts)?;
         let base_pin = base_pin(session, &base, &author)?;
         let previous = in_ledger.and_then(|n| {
             let before = AttemptKey { execution: key.execution.clone(), attempt: n };

@@ -80,7 +80,14 @@ pub fn status(context: &Context) -> Result<Standing, Failure> {
         Err(RootError::NoOpenat2 { .. }) => refusals.push(Refusal::Openat2Denied),
         Err(error) => return Err(error.into()),
     }
-    document.can_be_base = refusals.is_empty();
+    if document.busy {
+        // What the tree holds now is the turn's: nobody should commit or stash it.
+        let of_the_turn = |refusal: &Refusal| {
+            !matches!(refusal, Refusal::ModifiedTracked { .. } | Refusal::StagedChanges { .. })
+        };
+        refusals.retain(of_the_turn);
+    }
+    document.can_be_base = refusals.is_empty() && !document.busy;
     Ok(Standing { document, refusals, warnings })
 }
 

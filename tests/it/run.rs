@@ -401,6 +401,17 @@ fn poison_in_the_git_directory_does_not_stay() {
 }
 
 #[test]
+fn the_settings_name_the_author_and_the_message() {
+    let repo = Repo::new();
+    let config = repo.home().join(".config/worktx/config.toml");
+    fs::create_dir_all(config.parent().expect("has one")).expect("made");
+    fs::write(config, "[commit]\nauthor = \"A Bot <bot@example.org>\"\n").expect("written");
+    repo.run(&["-m", "what it does"], "echo x > x").exits(0);
+    let said = repo.git(&["log", "-1", "--format=%an <%ae> %s"]);
+    assert_eq!(said, "A Bot <bot@example.org> what it does");
+}
+
+#[test]
 fn awkward_names_go_forth_and_back() {
     let repo = Repo::new();
     let long = "n".repeat(255);
