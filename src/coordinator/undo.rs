@@ -76,6 +76,7 @@ impl Driver<'_> {
         let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
         let base_pin_tree = self.session.store.commit(base_pin)?.tree;
 
+        let begun_before = !self.record.pins.discarded.is_empty();
         let pinned = match self.record.pins.discarded.last().cloned() {
             Some(pin) => {
                 self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))?;
@@ -115,6 +116,18 @@ impl Driver<'_> {
             base_pin_tree,
             self.spec.settings.on_drift,
         )?;
+        if begun_before {
+            // A run that was killed may have put back what this one found in order, unsynced.
+            let tree = self.session.root.open_self();
+            tree.and_then(|tree| rustix::fs::syncfs(tree).map_err(Into::into)).map_err(
+                |error| {
+                    Stop::Quarantine(QuarantineReason::RestoreBlocked {
+                        paths: Vec::new(),
+                        why: format!("what was restored cannot be made durable: {error}"),
+                    })
+                },
+            )?;
+        }
         self.put_back_index()?;
         self.remember(report.new_stats, self.spec.base_tree)?;
         fault::point(Point::Restored);
