@@ -7,14 +7,12 @@
 //! # Limitations
 //! If a won attempt cannot promote, it is held as `promote_blocked`: never undone.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
-use super::rescue::PinKind;
 use super::seal::signature;
 use super::undo::lock_stop;
 use super::validate::difference_stop;
@@ -103,9 +101,7 @@ impl Driver<'_> {
         }
         let changes: Vec<Change> = differ.into_iter().map(|(change, _)| change).collect();
         let paths: Vec<RepoPath> = changes.iter().map(|c| c.path.clone()).collect();
-        let nothing = HashSet::new();
-        let pinned =
-            self.pin_changes(PinKind::Rescue, &changes, seal.tree, &[seal.candidate], &nothing)?;
+        let pinned = self.pin_drift(seal, &changes)?;
         for path in &paths {
             if !self.record.drift.contains(path) {
                 self.record.drift.push(path.clone());
@@ -121,17 +117,7 @@ impl Driver<'_> {
                 Ok(())
             }
             OnDrift::Restore => {
-                let rules = self.sealed_view()?.rules.clone();
-                let report = self.restore(
-                    seal.death.clone(),
-                    changes,
-                    &pinned,
-                    &nothing,
-                    &rules,
-                    seal.tree,
-                    OnDrift::Restore,
-                )?;
-                self.refresh_view(report.new_stats)?;
+                self.put_back_pinned(seal, changes, &pinned)?;
                 self.record.warn(
                     "drift_restored",
                     "somebody else changed files after the seal; they are kept in a ref and put back",

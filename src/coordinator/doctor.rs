@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::context::Context;
 use super::documents::{DoctorCheck, DoctorDocument};
+use super::drive::chain;
 use super::init::{classify, hooks_folder};
 use super::outcome::SCHEMA;
 use super::query::is_running;
@@ -412,18 +413,4 @@ fn guard(context: &Context, checks: &mut Checks) {
         }
         Err(error) => checks.warning("guard hook", error, "look at the file"),
     }
-}
-
-/// An error with its causes, as one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    text
 }

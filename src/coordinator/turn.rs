@@ -8,6 +8,7 @@
 
 use serde_json::json;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
@@ -17,7 +18,7 @@ use crate::base::fault::{self, Point};
 use crate::git::reflog::{self, Moves};
 use crate::git::refs::RefError;
 use crate::git::restore;
-use crate::process::{self, Bounds, Request, Requests};
+use crate::process::{self, Bounds, Request, Requests, TurnOver, Waiting};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::Oid;
 use crate::tx::state::{TxEvent, Undo};
@@ -82,21 +83,7 @@ impl Driver<'_> {
         let Some(waiting) = self.live.waiting.take() else {
             return Err(Failure::bug("a turn that nobody brought up").into());
         };
-        let bounds = Bounds {
-            timeout: self.live.timeout,
-            settle_by: self.settle_by(),
-            grace: std::time::Duration::from_millis(self.spec.settings.grace_ms),
-            proof_bound: self.bound(),
-        };
-        let signals = self.signals;
-        let over = {
-            let (session, key) = (&mut *self.session, &self.key);
-            let mut poll = || match super::drive::row(session, key) {
-                Ok(Some(row)) if row.status == Status::Cancelled => Some(Request::Cancel),
-                _ => None,
-            };
-            waiting.run(&bounds, &mut Requests { signals, poll: &mut poll })
-        };
+        let over = self.supervise(waiting, self.live.timeout);
         fault::point(Point::TurnOver);
         self.record.turn = Some(over.result.clone());
         if let Some(error) = &over.exec_error {
@@ -117,6 +104,24 @@ impl Driver<'_> {
             EndedBy::Interrupt => Cause::Interrupted,
         };
         self.fail(cause, over.result, death)
+    }
+
+    /// Lets recorded processes run to their end, within the bounds of the attempt. A signal, or a
+    /// row that says cancelled, ends them.
+    pub(super) fn supervise(&mut self, waiting: Waiting, timeout: Option<Duration>) -> TurnOver {
+        let bounds = Bounds {
+            timeout,
+            settle_by: self.settle_by(),
+            grace: Duration::from_millis(self.spec.settings.grace_ms),
+            proof_bound: self.bound(),
+        };
+        let signals = self.signals;
+        let (session, key) = (&mut *self.session, &self.key);
+        let mut poll = || match super::drive::row(session, key) {
+            Ok(Some(row)) if row.status == Status::Cancelled => Some(Request::Cancel),
+            _ => None,
+        };
+        waiting.run(&bounds, &mut Requests { signals, poll: &mut poll })
     }
 
     /// The turn did not come to a seal: record the undo.

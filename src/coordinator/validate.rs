@@ -6,7 +6,7 @@
 //! # Limitations
 //! It runs with the user's rights: what it does outside the workspace is its own business.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -22,12 +22,13 @@ use crate::hook::capture::recheck;
 use crate::hook::launch::{self, Facts};
 use crate::hook::{Capture, PostCheckDecision, PostCheckOutcome, Ran, Ready, Step};
 use crate::hook::{after_run, before_run};
-use crate::process::{self, Bounds, Output, Request, Requests, Stdin};
+use crate::process::{self, Output, Request, Stdin};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::entry::Change;
+use crate::tx::id::Oid;
+use crate::tx::path::RepoPath;
 use crate::tx::settings::OnDrift;
 use crate::tx::state::{PostCheckRecord, Seal, TxEvent, TxState};
-use crate::tx::verdict::Status;
 use crate::tx::writer::EndedBy;
 
 /// How much of what a post-check says is kept, in bytes: the platform's bound.
@@ -148,21 +149,8 @@ impl Driver<'_> {
         let detail = json!({ "leader": writer.leader.pid, "sha256": ready.sha256 });
         self.apply(TxEvent::PostCheckStarted(writer), &detail)?;
 
-        let bounds = Bounds {
-            timeout: Some(Duration::from_millis(self.spec.settings.post_check.timeout_ms)),
-            settle_by: self.settle_by(),
-            grace: Duration::from_millis(self.spec.settings.grace_ms),
-            proof_bound: self.bound(),
-        };
-        let signals = self.signals;
-        let over = {
-            let (session, key) = (&mut *self.session, &self.key);
-            let mut poll = || match super::drive::row(session, key) {
-                Ok(Some(row)) if row.status == Status::Cancelled => Some(Request::Cancel),
-                _ => None,
-            };
-            waiting.run(&bounds, &mut Requests { signals, poll: &mut poll })
-        };
+        let timeout = Duration::from_millis(self.spec.settings.post_check.timeout_ms);
+        let over = self.supervise(waiting, Some(timeout));
         if over.death.is_err() {
             return Err(Stop::Quarantine(QuarantineReason::WriterUnproven));
         }
@@ -261,25 +249,43 @@ impl Driver<'_> {
         }
         let changes: Vec<Change> = differ.into_iter().map(|(change, _)| change).collect();
         let count = changes.len();
-        let nothing = HashSet::new();
-        let pinned =
-            self.pin_changes(PinKind::Rescue, &changes, seal.tree, &[seal.candidate], &nothing)?;
-        let rules = self.sealed_view()?.rules.clone();
-        let report = self.restore(
-            seal.death.clone(),
-            changes,
-            &pinned,
-            &nothing,
-            &rules,
-            seal.tree,
-            OnDrift::Restore,
-        )?;
-        self.refresh_view(report.new_stats)?;
+        let pinned = self.pin_drift(seal, &changes)?;
+        self.put_back_pinned(seal, changes, &pinned)?;
         self.record.warn(
             "put_back",
             format!("{count} paths were changed while the post-check ran; they are kept in a ref and put back"),
         );
         Ok(())
+    }
+
+    /// Pins what somebody else changed since the seal.
+    pub(super) fn pin_drift(
+        &mut self,
+        seal: &Seal,
+        changes: &[Change],
+    ) -> Result<HashMap<RepoPath, Oid>, Stop> {
+        let (parents, nothing) = ([seal.candidate], HashSet::new());
+        self.pin_changes(PinKind::Rescue, changes, seal.tree, &parents, &nothing)
+    }
+
+    /// Puts the sealed state back where `pinned` holds what stands there now.
+    pub(super) fn put_back_pinned(
+        &mut self,
+        seal: &Seal,
+        changes: Vec<Change>,
+        pinned: &HashMap<RepoPath, Oid>,
+    ) -> Result<(), Stop> {
+        let rules = self.sealed_view()?.rules.clone();
+        let report = self.restore(
+            seal.death.clone(),
+            changes,
+            pinned,
+            &HashSet::new(),
+            &rules,
+            seal.tree,
+            OnDrift::Restore,
+        )?;
+        self.refresh_view(report.new_stats)
     }
 
     /// What was put back has new stat data.
