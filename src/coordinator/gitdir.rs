@@ -34,9 +34,7 @@ pub(super) fn to_bytes(snapshot: &Snapshot) -> Result<Vec<u8>, Failure> {
 
 /// The refs that are not worktx's own, stash entries among them.
 pub(super) fn other_refs(refs: &Refs) -> Result<Vec<(RefName, Oid)>, Failure> {
-    let own = |name: &str| name.starts_with("refs/worktx/") || name.starts_with("refs/trinity/tx/");
-    let mut all: Vec<_> =
-        refs.all_refs()?.refs.into_iter().filter(|(name, _)| !own(name.as_str())).collect();
+    let mut all = refs.list_but("refs", &["refs/worktx", "refs/trinity/tx"])?.refs;
     for (n, id) in refs.stash_entries()?.into_iter().rev().enumerate().skip(1) {
         all.push((RefName(format!("refs/stash@{{{n}}}")), id));
     }

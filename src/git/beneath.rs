@@ -10,8 +10,8 @@
 //! Needs `/proc`. What another user owns stays closed to an unprivileged caller: the error says
 //! so. Immutable and append-only marks are cleared where the kernel lets us, and not set again.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -33,6 +33,11 @@ const ONE_CALL: usize = 4000;
 pub(super) const STAY: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
 
+/// Up to so many files and directories are synced each by itself, more by one `syncfs`. That one
+/// is cheaper on a quiet disk from a few files on, but it also waits for whatever else was written
+/// to the file system: by a build, by git, by a container beside.
+const FEW: usize = 64;
+
 /// What stands at a name, and the handle that it was seen by.
 pub(super) struct Seen {
     /// An `O_PATH` handle of the very thing.
@@ -48,11 +53,36 @@ pub(super) struct Beneath<'a> {
     root: BorrowedFd<'a>,
     /// Inode and mode that directories had before they were opened by force.
     unlocked: RefCell<HashMap<RepoPath, (u64, u32)>>,
+    changed: Changed,
+}
+
+/// What has to be made durable.
+#[derive(Default)]
+struct Changed {
+    /// Directories in which a name came or went; `None` is the root.
+    directories: RefCell<BTreeSet<Option<RepoPath>>>,
+    /// Paths of new files, and of what got another mode or owner.
+    things: RefCell<BTreeSet<RepoPath>>,
+    /// There are too many, or some that are not known one by one.
+    beyond: Cell<bool>,
+}
+
+impl Changed {
+    fn note(&self, parent: Option<RepoPath>) {
+        self.directories.borrow_mut().insert(parent);
+        self.bound();
+    }
+
+    fn bound(&self) {
+        if self.directories.borrow().len() + self.things.borrow().len() > FEW {
+            self.beyond.set(true);
+        }
+    }
 }
 
 impl<'a> Beneath<'a> {
     pub(super) fn new(root: BorrowedFd<'a>) -> Self {
-        Self { root, unlocked: RefCell::default() }
+        Self { root, unlocked: RefCell::default(), changed: Changed::default() }
     }
 
     /// An `O_PATH` handle of a directory; `None` is the root.
@@ -139,6 +169,9 @@ impl<'a> Beneath<'a> {
         act: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let name = OsStr::from_bytes(path.name());
+        if !self.changed.beyond.get() {
+            self.changed.note(path.parent());
+        }
         let parent = self.parent(path)?;
         let first = match act(parent.as_fd(), name) {
             Err(error @ (Errno::ACCESS | Errno::PERM)) => error,
@@ -206,10 +239,61 @@ impl<'a> Beneath<'a> {
         Ok(())
     }
 
-    /// Makes everything in the file system of the root durable.
+    /// Notes that the bytes, the mode or the owner of what stands at `path` have to be made
+    /// durable; names are noted by [`Beneath::forced`].
+    pub(super) fn changed(&self, path: &RepoPath) {
+        if !self.changed.beyond.get() {
+            self.changed.things.borrow_mut().insert(path.clone());
+            self.changed.bound();
+        }
+    }
+
+    /// Notes that not everything that changed is known path by path.
+    pub(super) fn changed_more(&self) {
+        self.changed.beyond.set(true);
+    }
+
+    /// Makes durable what was changed: each file and directory, or, where they are many or one of
+    /// them cannot be opened, the whole file system of the root.
+    ///
+    /// # Errors
+    /// What the kernel said of the sync. It is final: what could not be written may be dropped.
     pub(super) fn sync(&self) -> Result<(), Errno> {
+        if !self.changed.beyond.get() && self.sync_each()? {
+            return Ok(());
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         fs::syncfs(fs::openat(self.root, ".", flags, Mode::empty())?)
+    }
+
+    /// Syncs each thing, then each directory; `false` where one cannot be opened for it. What is
+    /// gone by now is durable by its directory.
+    fn sync_each(&self) -> Result<bool, Errno> {
+        for path in &*self.changed.things.borrow() {
+            let more = match self.look(path) {
+                Ok(Some(Seen { kind: Kind::Directory, handle, .. })) => {
+                    reopen(handle.as_fd(), OFlags::DIRECTORY)
+                }
+                Ok(Some(Seen { kind: Kind::File, handle, .. })) => {
+                    reopen(handle.as_fd(), OFlags::empty())
+                }
+                Ok(None) => continue,
+                // The name of a link is all there is of it; of others the mode is in the inode.
+                Ok(Some(Seen { kind: Kind::Symlink, .. })) => continue,
+                Ok(Some(_)) | Err(_) => return Ok(false),
+            };
+            let Ok(handle) = more else { return Ok(false) };
+            fs::fsync(handle)?;
+        }
+        for path in &*self.changed.directories.borrow() {
+            let handle = match self.directory(path.as_ref()) {
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
+                done => done.and_then(|handle| reopen(handle.as_fd(), OFlags::DIRECTORY)),
+            };
+            let Ok(handle) = handle else { return Ok(false) };
+            fs::fsync(handle)?;
+        }
+        Ok(true)
     }
 
     /// Closes again what had to be opened and still stands, deepest first; `keep` tells which

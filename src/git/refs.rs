@@ -157,13 +157,26 @@ impl Refs {
 
     /// All refs at or beneath a name (`refs`, `refs/worktx/tx`), with or without a slash at its end.
     pub fn list(&self, prefix: &str) -> Result<RefList, RefError> {
+        self.list_but(prefix, &[])
+    }
+
+    /// As [`Refs::list`], without what is at or beneath one of the folders `but`, which are not
+    /// looked into: an attempt's own refs may be many.
+    pub fn list_but(&self, prefix: &str, but: &[&str]) -> Result<RefList, RefError> {
         let prefix = prefix.trim_end_matches('/');
+        let left_out = |name: &[u8]| {
+            but.iter().any(|folder| {
+                name.strip_prefix(folder.as_bytes()).is_some_and(|r| r.is_empty() || r[0] == b'/')
+            })
+        };
         let mut all: BTreeMap<Vec<u8>, Raw> = BTreeMap::new();
         let packed = self.common.read(b"packed-refs")?.unwrap_or_default();
         let beneath = |name: &[u8]| {
             name.strip_prefix(prefix.as_bytes()).is_some_and(|r| r.is_empty() || r[0] == b'/')
         };
-        for (id, name) in packed_lines(&packed).filter(|(_, name)| beneath(name)) {
+        for (id, name) in
+            packed_lines(&packed).filter(|(_, name)| beneath(name) && !left_out(name))
+        {
             all.insert(name.to_vec(), id.map_or(Raw::Broken, Raw::Id));
         }
         // A folder that is a planted link is an error, as is anything that is no plain file.
@@ -172,6 +185,9 @@ impl Refs {
             let Some(dir) = self.common.dir(&folder)? else { continue };
             for (name, is_dir) in dir.names()? {
                 let path = [&folder[..], b"/", &name[..]].concat();
+                if left_out(&path) {
+                    continue;
+                }
                 if is_dir {
                     work.push(path);
                 } else if !name.ends_with(b".lock") {
@@ -198,11 +214,6 @@ impl Refs {
             }
         }
         Ok(list)
-    }
-
-    /// All refs of the repository.
-    pub fn all_refs(&self) -> Result<RefList, RefError> {
-        self.list("refs")
     }
 
     /// The commits of all stash entries, oldest first: only the newest has a ref, the others live

@@ -150,6 +150,7 @@ impl<'r, 'a> Run<'r, 'a> {
             Err(error) => return Err(error.into()),
         }
         let seen = self.beneath.look(path)?.ok_or(Errno::NOENT)?;
+        self.beneath.changed(path);
         Ok(beneath::chown(seen.handle.as_fd(), &seen.stat, &base.stat)?)
     }
 
@@ -189,7 +190,7 @@ impl<'r, 'a> Run<'r, 'a> {
         }
         match self.beneath.look(path)? {
             Some(seen) if Self::is_base(base, &seen)? && !Self::is_shared(base, &seen) => {
-                return Self::mode_of(base, &seen);
+                return self.mode_of(path, base, &seen);
             }
             Some(seen) if seen.kind == Kind::Directory => {
                 if self.drift_stays() {
@@ -202,6 +203,7 @@ impl<'r, 'a> Run<'r, 'a> {
         let bytes = self.on.bytes;
         let new = self.aside.make(path, base, || bytes.blob(base.raw))?;
         fault::point(Point::FileRestored);
+        self.beneath.changed(path);
         let out = self.place(&new, path);
         if out.is_err() {
             let _ = self.aside.unlink(&new);
@@ -285,11 +287,12 @@ impl<'r, 'a> Run<'r, 'a> {
     }
 
     /// Gives what a handle holds owner and mode of the base.
-    fn mode_of(base: &Entry, seen: &Seen) -> Result<(), Stop> {
+    fn mode_of(&self, path: &RepoPath, base: &Entry, seen: &Seen) -> Result<(), Stop> {
         let found = Found { kind: seen.kind, stat: seen.stat };
         if same_mode_and_owner(base, &found) {
             return Ok(());
         }
+        self.beneath.changed(path);
         beneath::chown(seen.handle.as_fd(), &seen.stat, &base.stat)?;
         let (_, now) = beneath::stat_of(seen.handle.as_fd())?;
         if base.kind != Kind::Symlink && now.mode != base.stat.mode {
@@ -314,7 +317,7 @@ impl<'r, 'a> Run<'r, 'a> {
         if drift {
             return Err(Stop::Blocked("it is no directory any more".to_owned()));
         }
-        Self::mode_of(base, &seen)?;
+        self.mode_of(path, base, &seen)?;
         self.note(path, base, &seen, looked_at)
     }
 
@@ -430,9 +433,13 @@ impl<'r, 'a> Run<'r, 'a> {
             list.dedup();
         }
         let temporary = self.aside.path.clone();
-        self.aside
+        let gone = self
+            .aside
             .close(&self.beneath)
             .map_err(|e| RestoreError::Temporary { path: temporary, source: e.into() })?;
+        if !gone {
+            self.beneath.changed_more();
+        }
         self.on.spill.sync()?;
         self.beneath.sync().map_err(|e| RestoreError::Sync(e.into()))?;
         Ok(self.report)

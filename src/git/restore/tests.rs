@@ -258,7 +258,7 @@ fn damaged_objects_and_full_reports_block() {
     assert!(!lab.tree().join(TEMPORARY).exists());
 }
 
-/// Not a law but a measurement, for whoever doubts the choice of one `syncfs`.
+/// Not a law but a measurement, for whoever doubts from where on one `syncfs` is the cheaper.
 #[test]
 #[ignore = "measures; run it alone"]
 fn sync_policy_is_measured() {

@@ -118,7 +118,7 @@ fn a_planted_link_is_not_followed() {
     let refs = refs(&repo);
     let link = |error: RefError| matches!(&error, RefError::Dir(e) if e.is_symlink());
     assert!(link(refs.pin(PREFIX, &pin("x/1/base", id)).unwrap_err()));
-    assert!(link(refs.all_refs().unwrap_err()));
+    assert!(link(refs.list("refs").unwrap_err()));
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
     let head = repo.git_dir().join("HEAD");
     std::fs::rename(&head, outside.join("HEAD")).unwrap();
@@ -140,7 +140,7 @@ fn lists_are_those_of_git() {
         repo.git(["stash"]);
     }
     let refs = refs(&repo);
-    let list = refs.all_refs().unwrap();
+    let list = refs.list("refs").unwrap();
     let own: String =
         list.refs.iter().fold(String::new(), |text, (n, id)| text + &format!("{n} {id}\n"));
     assert_eq!(own, repo.git(["for-each-ref", "--format=%(refname) %(objectname)"]));
@@ -148,9 +148,14 @@ fn lists_are_those_of_git() {
     assert_eq!(refs.stash_entries().unwrap(), [repo.id("stash@{1}"), repo.id("stash@{0}")]);
     let heads = refs.list("refs/heads").unwrap().refs;
     assert_eq!(refs.list("refs/heads/").unwrap().refs, heads);
+    let others = refs.list_but("refs", &["refs/heads"]).unwrap().refs;
+    let all = refs.list("refs").unwrap().refs;
+    let is_head = |(name, _): &&(RefName, Oid)| name.as_str().starts_with("refs/heads/");
+    assert!(all.iter().any(|r| is_head(&r)) && others.iter().all(|r| !is_head(&r)));
+    assert_eq!(all.iter().filter(|r| !is_head(r)).cloned().collect::<Vec<_>>(), others);
     assert_eq!(heads.len(), 2);
     std::fs::write(repo.git_dir().join("refs/heads/bad"), "nonsense").unwrap();
-    assert_eq!(refs.all_refs().unwrap().broken, [name("refs/heads/bad")]);
+    assert_eq!(refs.list("refs").unwrap().broken, [name("refs/heads/bad")]);
 }
 
 #[test]
