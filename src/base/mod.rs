@@ -1,4 +1,4 @@
-//! Small tools that everything above uses: the clock, durable writes, fault points.
+//! Small tools that everything above uses: the clock, durable writes, writing back, fault points.
 //!
 //! # Limitations
 //! Linux only.
@@ -6,3 +6,4 @@
 pub mod clock;
 pub mod durable;
 pub mod fault;
+pub mod writeback;

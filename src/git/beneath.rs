@@ -22,6 +22,7 @@ use rustix::fs::{self, AtFlags, CWD, FileType, IFlags, Mode, OFlags, ResolveFlag
 use rustix::io::Errno;
 use sha1::{Digest as _, Sha1};
 
+use crate::base::writeback::write_back;
 use crate::tx::entry::{Kind, Stat};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -269,21 +270,23 @@ impl<'a> Beneath<'a> {
     /// Syncs each thing, then each directory; `false` where one cannot be opened for it. What is
     /// gone by now is durable by its directory.
     fn sync_each(&self) -> Result<bool, Errno> {
+        let mut files = Vec::new();
         for path in &*self.changed.things.borrow() {
-            let more = match self.look(path) {
-                Ok(Some(Seen { kind: Kind::Directory, handle, .. })) => {
-                    reopen(handle.as_fd(), OFlags::DIRECTORY)
-                }
-                Ok(Some(Seen { kind: Kind::File, handle, .. })) => {
-                    reopen(handle.as_fd(), OFlags::empty())
-                }
+            let seen = match self.look(path) {
                 Ok(None) => continue,
-                // The name of a link is all there is of it; of others the mode is in the inode.
-                Ok(Some(Seen { kind: Kind::Symlink, .. })) => continue,
+                // The name of a link is all there is of it.
+                Ok(Some(seen)) if seen.kind == Kind::Symlink => continue,
+                Ok(Some(seen)) if matches!(seen.kind, Kind::File | Kind::Directory) => seen,
                 Ok(Some(_)) | Err(_) => return Ok(false),
             };
-            let Ok(handle) = more else { return Ok(false) };
-            fs::fsync(handle)?;
+            match reopen(seen.handle.as_fd(), OFlags::empty()) {
+                Ok(handle) => files.push(handle),
+                Err(_) => return Ok(false),
+            }
+        }
+        write_back(&files);
+        for file in files {
+            fs::fsync(file)?;
         }
         for path in &*self.changed.directories.borrow() {
             let handle = match self.directory(path.as_ref()) {
