@@ -22,8 +22,8 @@ use super::spec::AttemptSpec;
 use crate::base::clock;
 use crate::git::refs::RefError;
 use crate::git::store::Store;
-use crate::journal::{Attempt, Filter};
-use crate::tx::id::Oid;
+use crate::journal::Attempt;
+use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Retention;
 
@@ -36,16 +36,19 @@ pub fn gc(
     retention: &Retention,
     dry_run: bool,
 ) -> Result<GcDocument, Failure> {
-    let attempts = session.ledger.attempts(&Filter::default())?;
-    let unsettled: BTreeSet<_> =
-        attempts.iter().filter(|a| !a.is_settled()).map(|a| a.key.execution.clone()).collect();
+    let attempts = session.ledger.heads()?;
+    let unsettled: BTreeSet<_> = attempts
+        .iter()
+        .filter(|a| a.settled_at.is_none())
+        .map(|a| a.key.execution.clone())
+        .collect();
     let mut document = GcDocument {
         schema: SCHEMA,
         dry_run,
         removed: Vec::new(),
         refs_removed: 0,
         kept: 0,
-        unsettled: attempts.iter().filter(|a| !a.is_settled()).count() as u64,
+        unsettled: attempts.iter().filter(|a| a.settled_at.is_none()).count() as u64,
     };
     let days = i64::from(retention.days);
     let oldest = Timestamp::now()
@@ -63,14 +66,15 @@ pub fn gc(
         // Written by one function, so that the text sorts as the time does.
         let is_old = at < oldest.as_str();
         let is_many = settled > retention.attempts;
-        bytes = bytes.saturating_add(discarded_bytes(session, attempt, dry_run)?);
+        bytes = bytes.saturating_add(discarded_bytes(session, &attempt.key, dry_run)?);
         let is_much = bytes > retention.discarded_bytes;
         let is_needed = unsettled.contains(&attempt.key.execution);
         if is_needed || !(is_old || is_many || is_much) {
             document.kept += 1;
             continue;
         }
-        match remove(session, attempt, dry_run)? {
+        let Some(attempt) = session.ledger.attempt(&attempt.key)? else { continue };
+        match remove(session, &attempt, dry_run)? {
             Some(refs) => {
                 document.refs_removed += refs;
                 document.removed.push(attempt.key.to_string());
@@ -133,17 +137,18 @@ fn remove_folder(folder: &Path) -> Result<(), Failure> {
 
 /// How much an attempt keeps of what was undone: the blobs that its pins add to its base, and
 /// what was spilled. Computed once, then remembered.
-fn discarded_bytes(session: &Session, attempt: &Attempt, dry_run: bool) -> Result<u64, Failure> {
-    let note = session.place.attempt(&attempt.key).join(SIZE);
+fn discarded_bytes(session: &Session, key: &AttemptKey, dry_run: bool) -> Result<u64, Failure> {
+    let note = session.place.attempt(key).join(SIZE);
     let known = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok());
     if let Some(known) = known {
         return Ok(known);
     }
+    let Some(attempt) = session.ledger.attempt(key)? else { return Ok(0) };
     let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
     let base = record.pins.base.as_ref().map_or(spec.base, |pin| pin.id);
     let pins = record.pins.discarded.iter().chain(&record.pins.rescue);
     let pinned: u64 = pins.map(|pin| added_bytes(&session.store, base, pin.id)).sum();
-    let bytes = pinned.saturating_add(folder_bytes(&session.place.spill(&attempt.key)));
+    let bytes = pinned.saturating_add(folder_bytes(&session.place.spill(key)));
     if !dry_run {
         // A note to save time: lost in a crash, it is computed again.
         let _ = std::fs::write(&note, format!("{bytes}\n"));

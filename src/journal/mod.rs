@@ -55,4 +55,4 @@ mod tests_open;
 pub use attempt::{Change, Facts, NewAttempt, Opened, Owner, Workspace};
 pub use error::LedgerError;
 pub use open::{Ledger, Mode, Newer};
-pub use read::{Attempt, Event, EventFilter, Execution, Filter};
+pub use read::{Attempt, AttemptHead, Event, EventFilter, Execution, Filter};

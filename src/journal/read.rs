@@ -108,6 +108,15 @@ impl Attempt {
     }
 }
 
+/// Which attempt, and whether it settled: what can be read of a thousand at no cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptHead {
+    /// Which.
+    pub key: AttemptKey,
+    /// When it settled, if it did; RFC 3339 in UTC.
+    pub settled_at: Option<String>,
+}
+
 /// An execution row with its times, RFC 3339 in UTC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Execution {
@@ -201,6 +210,27 @@ impl Ledger {
                 &filter.limit.map_or(-1, i64::from),
             ],
         )
+    }
+
+    /// All attempts without their documents, newest first.
+    pub fn heads(&self) -> Result<Vec<AttemptHead>, LedgerError> {
+        let mut statement = self
+            .db
+            .prepare("SELECT execution_id, attempt, settled_at FROM attempt ORDER BY rowid DESC")
+            .at(&self.db)?;
+        statement
+            .query_map([], |row| {
+                Ok(AttemptHead {
+                    key: AttemptKey {
+                        execution: parsed(row, "execution_id")?,
+                        attempt: AttemptNo(row.get("attempt")?),
+                    },
+                    settled_at: row.get("settled_at")?,
+                })
+            })
+            .at(&self.db)?
+            .collect::<Result<_, _>>()
+            .at(&self.db)
     }
 
     /// What is unsettled (quarantined included), oldest first; of one workspace, or of all.
