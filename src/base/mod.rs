@@ -1,4 +1,4 @@
-//! Small tools that everything above uses: the clock, durable writes, writing back, fault points.
+//! Small tools that everything above uses: the clock, durable writes, notes, writing back, fault points.
 //!
 //! # Limitations
 //! Linux only.
@@ -6,4 +6,5 @@
 pub mod clock;
 pub mod durable;
 pub mod fault;
+pub mod note;
 pub mod writeback;

@@ -13,7 +13,8 @@ use super::session::Session;
 use super::{policy, view};
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::gitconfig::Identity;
-use crate::git::index::{self, Index, IndexError};
+use crate::git::index::{Index, IndexError};
+use crate::git::index_known;
 use crate::git::judge::{self, BaseFacts};
 use crate::git::manifest::child_path;
 use crate::git::pack::PackWriter;
@@ -34,6 +35,7 @@ pub(super) struct Base {
     pub(super) facts: BaseFacts,
     pub(super) baseline: Baseline,
     pub(super) index_bytes: Option<Vec<u8>>,
+    pub(super) index_digest: Option<index_known::IndexDigest>,
     pub(super) index_meaning: String,
 }
 
@@ -72,7 +74,7 @@ impl Begin<'_> {
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
         self.author(&facts)?;
 
-        let index_bytes = index::load(session.workspace.git_dir())?;
+        let (index_bytes, index_digest) = index_known::read(session.workspace.git_dir())?.unzip();
         let index = match &index_bytes {
             None => Ok(Index::empty()),
             Some(bytes) => Index::parse(bytes),
@@ -86,11 +88,21 @@ impl Begin<'_> {
         if !conflicts.is_empty() {
             return Err(refused(vec![Refusal::ConflictedIndex { paths: conflicts }]));
         }
-        let staged = index
-            .differs_from_tree(&session.store, facts.tree)
-            .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?;
+        let meaning = index.meaning();
+        if let Some(digest) = index_digest {
+            index_known::remember(digest, meaning);
+        }
+        let staged = if session.place.index_agrees(&meaning, facts.tree) {
+            Vec::new()
+        } else {
+            index
+                .differs_from_tree(&session.store, facts.tree)
+                .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?
+        };
         let mut refusals = Vec::new();
-        if !staged.is_empty() {
+        if staged.is_empty() {
+            session.place.note_index_agrees(&meaning, facts.tree);
+        } else {
             let paths = staged.into_iter().map(|(path, _)| path).collect();
             refusals.push(Refusal::StagedChanges { paths });
         }
@@ -103,12 +115,8 @@ impl Begin<'_> {
         if !refusals.is_empty() {
             return Err(refused(refusals));
         }
-        let meaning = index.meaning();
-        if let Some(bytes) = &index_bytes {
-            index::remember(bytes, meaning);
-        }
         let index_meaning = hex(&meaning.0);
-        Ok(Base { facts, baseline, index_bytes, index_meaning })
+        Ok(Base { facts, baseline, index_bytes, index_digest, index_meaning })
     }
 
     fn establish(&self, session: &mut Session, facts: &BaseFacts) -> Result<Baseline, Failure> {

@@ -29,7 +29,6 @@ use super::{reconcile, retention, trace};
 use crate::base::durable;
 use crate::config::Loaded;
 use crate::git::gitconfig::GitEnv;
-use crate::git::index::{self};
 use crate::git::judge::{self};
 use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::reflog;
@@ -244,7 +243,7 @@ impl Begin<'_> {
         kept.extend(base.index_bytes.as_deref().map(|bytes| ("index.base", bytes)));
         durable::write_files(&folder, &kept, PRIVATE_FILE)
             .map_err(Failure::io("keeping the index and the git directory's files"))?;
-        let index_digest = base.index_bytes.as_deref().map(|bytes| hex(&index::digest(bytes)));
+        let index_digest = base.index_digest.map(|digest| hex(&digest));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = self.author(&base.facts)?;
         let base_pin = base_pin(session, &base, &author)?;
@@ -372,6 +371,7 @@ impl Begin<'_> {
             // The attempt is at its end whatever becomes of old ones.
             tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
+        session.ledger.note_in_order();
         Ok(outcome)
     }
 

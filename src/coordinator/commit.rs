@@ -13,12 +13,13 @@ use serde_json::json;
 
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
-use super::seal::signature;
+use super::seal::{hex, signature};
 use super::undo::lock_stop;
 use super::validate::difference_stop;
 use crate::base::fault::{self, Point};
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index::{self, Index, IndexChange};
+use crate::git::index_known;
 use crate::git::locks;
 use crate::git::promote::{self, Move};
 use crate::journal::{Change as LedgerChange, LedgerError};
@@ -130,13 +131,13 @@ impl Driver<'_> {
     /// The index that stands for the candidate; `None` where it need not change.
     fn new_index(&mut self, seal: &Seal) -> Result<Option<Vec<u8>>, Stop> {
         let unreadable = |error: &dyn std::error::Error| Stop::damaged(chain(error));
-        let bytes = index::load(self.session.workspace.git_dir())?;
-        let same_as_base =
-            bytes.as_deref().map(|b| super::seal::hex(&index::digest(b))) == self.spec.index_digest;
+        let git_dir = self.session.workspace.git_dir();
+        let digest = index_known::digest_now(git_dir)?;
+        let same_as_base = digest.map(|digest| hex(&digest)) == self.spec.index_digest;
         if same_as_base && seal.tree == self.spec.base_tree {
             return Ok(None);
         }
-        let current = match &bytes {
+        let current = match &index::load(git_dir)? {
             Some(bytes) => Index::parse(bytes).map_err(|e| unreadable(&e))?,
             None => Index::empty(),
         };
@@ -163,7 +164,11 @@ impl Driver<'_> {
         if changes.is_empty() && same_as_base {
             return Ok(None);
         }
-        Ok(Some(current.with_changes(&changes, base.as_ref())))
+        let new = current.with_changes(&changes, base.as_ref());
+        let (bytes, meaning) = (new.to_bytes(), new.meaning());
+        index_known::remember(index_known::digest(&bytes), meaning);
+        self.live.new_index = Some(meaning);
+        Ok(Some(bytes))
     }
 
     fn base_index(&self) -> Result<Option<Index>, Stop> {
@@ -318,6 +323,9 @@ impl Driver<'_> {
         fault::point(Point::CommittedRecorded);
         let seal = self.sealed()?;
         let _won: Won = self.won(&seal)?;
+        if let Some(meaning) = self.live.new_index {
+            self.session.place.note_index_agrees(&meaning, seal.tree);
+        }
         let entries = self.sealed_view()?.file.entries.clone();
         self.remember(entries, seal.tree)?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());

@@ -15,6 +15,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use super::view;
 use crate::git::index;
+use crate::git::index_known;
 use crate::git::refs::Head;
 use crate::git::scan::{self, NewDirectories};
 use crate::process::{self, Death};
@@ -56,7 +57,7 @@ pub(super) fn fingerprint(session: &Session, spec: &AttemptSpec) -> Result<Finge
     // By meaning: `git status` rewrites stat data whenever somebody looks.
     let index = bytes.map(|bytes| match index::Index::parse(&bytes) {
         Ok(index) => super::seal::hex(&index.meaning().0),
-        Err(_) => super::seal::hex(&index::digest(&bytes)),
+        Err(_) => super::seal::hex(&index_known::digest(&bytes)),
     });
     let snapshot = session.manifest.load()?;
     let rules = view::base_rules(&session.store, &snapshot)?;

@@ -5,6 +5,8 @@
 //! <common git directory>/worktx/            the state directory, unless it is set elsewhere
 //!     ledger.db                             journal and embedded execution ledger
 //!     manifest/<workspace>.db               what was known of each work tree, a cache with proof
+//!     manifest/<workspace>.index            a note: which tree the index agrees with
+//!     ledger.db.in-order                    a note: how the ledger looked that was in order
 //!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome, output
 //!     spill/<execution>-<attempt>/          what was too large to be pinned
 //! <git directory>/worktx/                   per work tree, always here
@@ -20,8 +22,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::base::durable;
-use crate::tx::id::AttemptKey;
+use super::seal::hex;
+use crate::base::{durable, note};
+use crate::git::index::Meaning;
+use crate::tx::id::{AttemptKey, Oid};
 
 /// The mode of every directory of the state: nobody else's business.
 pub const PRIVATE_DIR: u32 = 0o700;
@@ -137,6 +141,25 @@ impl Place {
         self.state.join("manifest").join(format!("{}.db", self.workspace_id))
     }
 
+    /// Whether it was found before that an index of this meaning has what a tree has.
+    pub fn index_agrees(&self, meaning: &Meaning, tree: Oid) -> bool {
+        note::read(&self.index_note()).is_some_and(|said| said == agreement(meaning, tree))
+    }
+
+    /// Notes that an index of this meaning has what a tree has.
+    pub fn note_index_agrees(&self, meaning: &Meaning, tree: Oid) {
+        if self.index_agrees(meaning, tree) {
+            return;
+        }
+        if let Err(error) = note::write(&self.index_note(), &agreement(meaning, tree)) {
+            tracing::debug!(%error, "no note could be made of the index");
+        }
+    }
+
+    fn index_note(&self) -> PathBuf {
+        self.state.join("manifest").join(format!("{}.index", self.workspace_id))
+    }
+
     /// The folder of an attempt.
     pub fn attempt(&self, key: &AttemptKey) -> PathBuf {
         self.state.join("attempts").join(key.execution.as_str()).join(key.attempt.to_string())
@@ -151,6 +174,10 @@ impl Place {
     pub fn prepared(&self, key: &AttemptKey) -> PathBuf {
         self.local.join("prepared").join(format!("{}-{}", key.execution, key.attempt))
     }
+}
+
+fn agreement(meaning: &Meaning, tree: Oid) -> String {
+    format!("{} {tree}", hex(&meaning.0))
 }
 
 /// The folder at the work-tree root in which new files are made and old ones wait.

@@ -24,6 +24,7 @@ use crate::base::fault::{self, Point};
 use crate::git::attributes::Attributes;
 use crate::git::convert::Conversions;
 use crate::git::index::{self, Index};
+use crate::git::index_known;
 use crate::git::pack::{PackError, PackWriter};
 use crate::git::rules::{Source, View};
 use crate::git::scan::{self, NewDirectories, ScanError};
@@ -292,12 +293,12 @@ impl Driver<'_> {
     }
 
     fn read_turn_index(&self) -> Result<TurnIndex, Stop> {
-        let bytes = index::load(self.session.workspace.git_dir())?;
-        let digest = bytes.as_deref().map(|b| hex(&index::digest(b)));
-        if digest == self.spec.index_digest {
+        let git_dir = self.session.workspace.git_dir();
+        let digest = index_known::digest_now(git_dir)?;
+        if digest.map(|digest| hex(&digest)) == self.spec.index_digest {
             return Ok(TurnIndex { meaning: self.spec.index_meaning.clone(), paths: None });
         }
-        let index = match bytes {
+        let index = match index::load(git_dir)? {
             None => Index::empty(),
             Some(bytes) => Index::parse(&bytes).map_err(|error| {
                 Stop::damaged(format!("the index cannot be read: {}", chain(&error)))

@@ -22,6 +22,7 @@ use super::view;
 use crate::base::fault::{self, Point};
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index;
+use crate::git::index_known;
 use crate::git::locks::{self, LockError};
 use crate::git::promote::{self, Move};
 use crate::git::refs::Head;
@@ -243,8 +244,8 @@ impl Driver<'_> {
 
     /// Puts the index back as it was saved at open, if it is another.
     fn put_back_index(&mut self) -> Result<(), Stop> {
-        let now = index::load(self.session.workspace.git_dir())?;
-        if now.as_deref().map(|bytes| hex(&index::digest(bytes))) == self.spec.index_digest {
+        let now = index_known::digest_now(self.session.workspace.git_dir())?;
+        if now.map(|digest| hex(&digest)) == self.spec.index_digest {
             return Ok(());
         }
         let saved = match &self.spec.index_digest {
@@ -254,7 +255,7 @@ impl Driver<'_> {
                 let bytes = std::fs::read(&path).map_err(|error| {
                     Stop::damaged(format!("the saved index cannot be read: {error}"))
                 })?;
-                if hex(&index::digest(&bytes)) != *digest {
+                if hex(&index_known::digest(&bytes)) != *digest {
                     return Err(Stop::damaged("the saved index is not what was saved"));
                 }
                 Some(bytes)

@@ -154,21 +154,22 @@ fn row_of(db: &Connection, execution: &ExecutionId) -> rusqlite::Result<Option<R
     let sql = "SELECT status, current_attempt, success_attempt, success_candidate,
                       claim_token, error
                FROM execution WHERE execution_id = ?1";
-    db.query_row(sql, [execution.as_str()], |row| {
-        let attempt: Option<u32> = row.get(2)?;
-        let candidate = row.get::<_, Option<String>>(3)?.map(|t| parsed(3, &t)).transpose()?;
-        Ok(Row {
-            execution: execution.clone(),
-            status: parsed(0, &row.get::<_, String>(0)?)?,
-            current_attempt: row.get::<_, Option<u32>>(1)?.map(AttemptNo),
-            success: attempt
-                .zip(candidate)
-                .map(|(attempt, candidate)| Claim { attempt: AttemptNo(attempt), candidate }),
-            claim_token: row.get(4)?,
-            error: row.get(5)?,
+    db.prepare_cached(sql)?
+        .query_row([execution.as_str()], |row| {
+            let attempt: Option<u32> = row.get(2)?;
+            let candidate = row.get::<_, Option<String>>(3)?.map(|t| parsed(3, &t)).transpose()?;
+            Ok(Row {
+                execution: execution.clone(),
+                status: parsed(0, &row.get::<_, String>(0)?)?,
+                current_attempt: row.get::<_, Option<u32>>(1)?.map(AttemptNo),
+                success: attempt
+                    .zip(candidate)
+                    .map(|(attempt, candidate)| Claim { attempt: AttemptNo(attempt), candidate }),
+                claim_token: row.get(4)?,
+                error: row.get(5)?,
+            })
         })
-    })
-    .optional()
+        .optional()
 }
 
 fn parsed<T>(column: usize, text: &str) -> rusqlite::Result<T>

@@ -13,10 +13,9 @@
 //! kept: git makes the cache tree and the untracked cache again when it needs them.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bstr::{BStr, ByteSlice as _};
@@ -133,42 +132,9 @@ pub fn load(git_dir: &Path) -> Result<Option<Vec<u8>>, DirError> {
     Dir::open(git_dir)?.read(b"index")
 }
 
-/// SHA-256 of the bytes: equal means equal, different means nothing.
-pub fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
-}
-
 /// Reads the index of a work tree; `None` where there is none (as after `git init`).
 pub fn read(git_dir: &Path) -> Result<Option<Index>, IndexError> {
     load(git_dir)?.map(|bytes| Index::parse(&bytes)).transpose()
-}
-
-/// What the bytes of an index file mean. Bytes whose meaning this process knows are not read
-/// again.
-pub fn meaning_of(bytes: &[u8]) -> Result<Meaning, IndexError> {
-    let digest = digest(bytes);
-    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, meaning)) = known.iter().find(|(known, _)| *known == digest) {
-        return Ok(*meaning);
-    }
-    drop(known);
-    let meaning = Index::parse(bytes)?.meaning();
-    remember_digest(digest, meaning);
-    Ok(meaning)
-}
-
-/// Lets [`meaning_of`] know what some bytes mean.
-pub fn remember(bytes: &[u8], meaning: Meaning) {
-    remember_digest(digest(bytes), meaning);
-}
-
-/// What the last few index files meant, by the digest of their bytes.
-static KNOWN: Mutex<VecDeque<([u8; 32], Meaning)>> = Mutex::new(VecDeque::new());
-
-fn remember_digest(digest: [u8; 32], meaning: Meaning) {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    known.truncate(7);
-    known.push_front((digest, meaning));
 }
 
 /// Whether two indexes say the same.
@@ -383,14 +349,14 @@ impl Index {
         }
     }
 
-    /// The file of the index after a promotion: this one with `changes`. `None` takes a path out.
+    /// The index after a promotion: this one with `changes`. `None` takes a path out.
     ///
     /// Paths that are not named keep their entry and its `stat`, so that git need not read the
     /// files again. A changed path gets the given `stat`; without one git reads the file at its
     /// next look. A path that takes the place of a folder takes out what was beneath it, and the
     /// other way round. Flags are those of `base` (the index at open) where it is given: what the
     /// turn set is gone, what was there stays.
-    pub fn with_changes(&self, changes: &[IndexChange], base: Option<&Self>) -> Vec<u8> {
+    pub fn with_changes(&self, changes: &[IndexChange], base: Option<&Self>) -> Self {
         let changes: BTreeMap<&[u8], &IndexChange> =
             changes.iter().map(|change| (change.path.as_bytes(), change)).collect();
         let mut folders = HashSet::new();
@@ -448,7 +414,7 @@ impl Index {
                 out.push(path, raw);
             }
         }
-        out.to_bytes()
+        out
     }
 
     fn push(&mut self, name: &[u8], mut raw: Raw) {

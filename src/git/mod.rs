@@ -26,6 +26,7 @@ pub mod guarded;
 mod hexbytes;
 pub mod index;
 pub mod index_form;
+pub mod index_known;
 pub mod judge;
 pub mod listing;
 pub mod lockfile;

@@ -15,7 +15,8 @@
 use bstr::ByteSlice as _;
 
 use super::dir::{Dir, DirError};
-use super::index::{self, Index, IndexError, Meaning};
+use super::index::{Index, IndexError, Meaning};
+use super::index_known;
 use super::locks::{Guarded, HeldLocks, Target};
 use super::refs::{Head, RefError, Refs};
 use super::tree::Signature;
@@ -89,10 +90,8 @@ pub struct Move<'a> {
 
 /// What the index of a work tree means; one that is not there means none.
 pub fn index_meaning(target: &Target) -> Result<Meaning, IndexError> {
-    match index::load(&target.git_dir)? {
-        Some(bytes) => index::meaning_of(&bytes),
-        None => Ok(Index::empty().meaning()),
-    }
+    let meaning = index_known::meaning_now(&target.git_dir)?;
+    Ok(meaning.unwrap_or_else(|| Index::empty().meaning()))
 }
 
 /// What stands otherwise than at the seal; empty is good. Call it with the locks held.
@@ -191,7 +190,7 @@ fn move_index(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
         // In place already, or none was needed.
         return Ok(());
     };
-    let wanted = index::meaning_of(&pending)?;
+    let wanted = index_known::meaning_of(&pending)?;
     let now = match index_meaning(target) {
         Ok(meaning) => meaning,
         Err(IndexError::Dir(error)) => return Err(error.into()),

@@ -174,8 +174,7 @@ impl Refs {
         let beneath = |name: &[u8]| {
             name.strip_prefix(prefix.as_bytes()).is_some_and(|r| r.is_empty() || r[0] == b'/')
         };
-        for (id, name) in
-            packed_lines(&packed).filter(|(_, name)| beneath(name) && !left_out(name))
+        for (id, name) in packed_lines(&packed).filter(|(_, name)| beneath(name) && !left_out(name))
         {
             all.insert(name.to_vec(), id.map_or(Raw::Broken, Raw::Id));
         }

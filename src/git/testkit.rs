@@ -28,6 +28,11 @@ impl Repo {
         &self.root
     }
 
+    /// Its git directory.
+    pub(crate) fn git_dir(&self) -> PathBuf {
+        self.root.join(".git")
+    }
+
     /// A home without anything in it.
     pub(crate) fn home(&self) -> PathBuf {
         self.dir.path().join("home")

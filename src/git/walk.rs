@@ -26,7 +26,7 @@ use crate::tx::entry::{Change, Entry, Found, Kind, Stat};
 use crate::tx::path::RepoPath;
 
 /// How many names one thread looks at before a second one is worth its start.
-const ALONE: u64 = 2_000;
+const ALONE: u64 = 400;
 
 const DOT_GIT: &[u8] = b".git";
 const GITATTRIBUTES: &[u8] = b".gitattributes";

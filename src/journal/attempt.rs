@@ -113,24 +113,25 @@ impl Change<'_> {
         let (to, now) = (self.record.state.tag(), clock::now_rfc3339());
         let data = to_json(tx, "attempt.data", self.record)?;
         let changed = tx
-            .execute(
+            .prepare_cached(
                 "UPDATE attempt SET state = :to, data = :data, rev = rev + 1, updated_at = :now,
                      settled_at = CASE WHEN :settled THEN coalesce(settled_at, :now) END,
                      outcome = coalesce(:outcome, outcome)
                  WHERE execution_id = :execution AND attempt = :attempt
                      AND state = :expected AND rev = :rev",
-                named_params! {
-                    ":to": to.as_str(),
-                    ":data": data,
-                    ":now": now,
-                    ":settled": to.is_settled(),
-                    ":outcome": self.outcome.map(Value::to_string),
-                    ":execution": self.key.execution.as_str(),
-                    ":attempt": self.key.attempt.0,
-                    ":expected": self.expected.as_str(),
-                    ":rev": signed(self.rev),
-                },
             )
+            .at(tx)?
+            .execute(named_params! {
+                ":to": to.as_str(),
+                ":data": data,
+                ":now": now,
+                ":settled": to.is_settled(),
+                ":outcome": self.outcome.map(Value::to_string),
+                ":execution": self.key.execution.as_str(),
+                ":attempt": self.key.attempt.0,
+                ":expected": self.expected.as_str(),
+                ":rev": signed(self.rev),
+            })
             .at(tx)?;
         if changed != 1 {
             return Err(LedgerError::Stale {
@@ -368,19 +369,20 @@ pub(super) struct NewEvent<'a> {
 
 impl NewEvent<'_> {
     pub(super) fn insert(&self, tx: &Transaction<'_>) -> Result<(), LedgerError> {
-        tx.execute(
+        tx.prepare_cached(
             "INSERT INTO event (execution_id, attempt, at, kind, from_state, to_state, detail)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            (
-                self.execution.as_str(),
-                self.attempt.map(|n| n.0),
-                self.at,
-                self.kind,
-                self.from.map(StateTag::as_str),
-                self.to.map(StateTag::as_str),
-                self.detail.to_string(),
-            ),
         )
+        .at(tx)?
+        .execute((
+            self.execution.as_str(),
+            self.attempt.map(|n| n.0),
+            self.at,
+            self.kind,
+            self.from.map(StateTag::as_str),
+            self.to.map(StateTag::as_str),
+            self.detail.to_string(),
+        ))
         .map(drop)
         .at(tx)
     }

@@ -3,7 +3,7 @@
 //! Order rules: a new ledger is built whole under another name, synced, given its name by
 //! `link(2)` (which never replaces), and the directory synced. What is opened is looked at before
 //! SQLite sees it (no links, nobody else's), then by SQLite (format, version), then as a whole
-//! (`quick_check`) before the first write.
+//! (`quick_check`) before the first write, unless it looks as worktx itself left it.
 //!
 //! # Limitations
 //! `quick_check` is left out above [`CHECK_UP_TO`] bytes; damage then shows where it is read.
@@ -19,7 +19,7 @@ use rusqlite::{Connection, FileControl, OpenFlags, Transaction, TransactionBehav
 
 use super::error::{LOCK_WAIT_MS, LedgerError, fault};
 use super::space;
-use crate::base::{clock, durable};
+use crate::base::{clock, durable, note};
 
 /// "wtx1" in the header of the file: tells a ledger from other programs' databases.
 pub(super) const APPLICATION_ID: i32 = 0x7774_7831;
@@ -129,7 +129,7 @@ impl Ledger {
             if let Some(Newer { found, known }) = newer {
                 return Err(LedgerError::Newer { path, found, known });
             }
-            if found.len() <= CHECK_UP_TO {
+            if found.len() <= CHECK_UP_TO && note::read(&note_of(&path)) != Some(look_of(&found)) {
                 check(&db, &path)?;
             }
         }
@@ -161,6 +161,16 @@ impl Ledger {
     /// [`LedgerError::Corrupt`] with the first thing that is not in order.
     pub fn quick_check(&self) -> Result<(), LedgerError> {
         check(&self.db, &self.path)
+    }
+
+    /// Notes how the file looks now, so that it need not be looked through at the next opening if
+    /// nobody has written it since.
+    pub fn note_in_order(&self) {
+        let noted = std::fs::symlink_metadata(&self.path)
+            .and_then(|found| note::write(&note_of(&self.path), &look_of(&found)));
+        if let Err(error) = noted {
+            tracing::debug!(%error, "no note could be made of the ledger");
+        }
     }
 
     /// Set where a newer worktx wrote it: what is read may then lack what only that one knows.
@@ -398,6 +408,26 @@ fn untrusted(path: &Path, why: &str) -> LedgerError {
 
 fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The note of how a ledger looked that was in order. No unprivileged program can set the time of
+/// the last change back.
+fn look_of(found: &Metadata) -> String {
+    format!(
+        "{} {} {}.{} {}.{}",
+        found.ino(),
+        found.len(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec()
+    )
+}
+
+fn note_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".in-order");
+    name.into()
 }
 
 /// The rollback journal, by SQLite's rule.

@@ -292,7 +292,10 @@ fn sync_policy_is_measured() {
         let _files = fill("once");
         let start = std::time::Instant::now();
         rustix::fs::syncfs(&handle).expect("synced");
-        println!("{count} files: fsync each {each:?}, begun before {begun:?}, syncfs {:?}", start.elapsed());
+        println!(
+            "{count} files: fsync each {each:?}, begun before {begun:?}, syncfs {:?}",
+            start.elapsed()
+        );
     }
 }
 

@@ -84,7 +84,7 @@ impl Sealed {
             })
             .collect();
         assert_eq!(changes.len(), 3);
-        now.with_changes(&changes, Some(&now))
+        now.with_changes(&changes, Some(&now)).to_bytes()
     }
 
     fn prepared(&self, repo: &Repo) -> HeldLocks {
