@@ -21,7 +21,6 @@ use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::refusal::Refusal;
 use crate::git::row::Packed;
-use crate::git::store::open_repository;
 use crate::tx::entry::{Found, GIT_LINK};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -123,12 +122,11 @@ impl Begin<'_> {
         let settings = &self.loaded.values.settings;
         let rules = view::rules_of(&facts.config, &settings.scope);
         let attributes = policy::captured_attributes(&facts.config);
-        let repository = open_repository(session.workspace.common_dir())?;
         let watcher = self.request.watcher.as_deref();
         let progress = watcher.map(|w| move |names| w.looked_at(names));
         let request = BaselineRequest {
             root: &session.root,
-            repository: &repository,
+            store: &session.store,
             head_tree: facts.tree,
             rules: &rules,
             attributes: &attributes,

@@ -110,7 +110,9 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     if unprotected {
         return begin.run_unprotected(&mut session, Vec::new());
     }
-    begin.run(&mut session)
+    let outcome = begin.run(&mut session);
+    session.ledger.note_in_order();
+    outcome
 }
 
 fn is_unreadable(refusal: &Refusal) -> bool {
@@ -371,7 +373,6 @@ impl Begin<'_> {
             // The attempt is at its end whatever becomes of old ones.
             tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
-        session.ledger.note_in_order();
         Ok(outcome)
     }
 

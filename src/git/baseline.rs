@@ -24,6 +24,7 @@ use super::manifest::{Described, Manifest, ManifestError, Snapshot};
 use super::root::{Root, RootError};
 use super::rules::{Rules, RulesError};
 use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan};
+use super::store::{Store, StoreError};
 use crate::tx::entry::{
     Change, Entry, Found, GIT_FILE, GIT_LINK, GIT_SYMLINK, Kind, Stat, Tracked, git_mode,
 };
@@ -41,8 +42,8 @@ const ALONE: usize = 64;
 pub struct BaselineRequest<'a> {
     /// The work tree.
     pub root: &'a Root,
-    /// For reading objects only.
-    pub repository: &'a git2::Repository,
+    /// The objects.
+    pub store: &'a Store,
     /// The tree of HEAD's commit.
     pub head_tree: Oid,
     /// Captured excludes and the scope.
@@ -131,7 +132,7 @@ pub enum BaselineError {
     Rules(#[from] RulesError),
     /// An object of HEAD cannot be read.
     #[error("cannot read HEAD's tree: {0}")]
-    Git(#[from] git2::Error),
+    Store(#[from] StoreError),
 }
 
 /// Brings the manifest up to what stands in the tree now. See the module.
@@ -215,16 +216,12 @@ fn tracked_updates(
     moved: bool,
     submodules: &mut Vec<RepoPath>,
 ) -> Result<BTreeMap<RepoPath, Option<Entry>>, BaselineError> {
-    let tree = |id: Oid| match id {
-        Oid::EMPTY_TREE => Ok(None),
-        id => git2::Oid::from_bytes(id.as_bytes())
-            .and_then(|id| request.repository.find_tree(id))
-            .map(Some),
-    };
     let mut updates = BTreeMap::new();
-    // A tree that is gone by now: everything anew.
-    let old_tree = from.and_then(|id| tree(id).ok());
-    if old_tree.is_none() {
+    // A tree of which something is gone by now: everything anew.
+    let known = from.and_then(|from| request.store.diff_trees(from, request.head_tree).ok());
+    let changes = if let Some(changes) = known {
+        changes
+    } else {
         for (path, packed) in current.iter() {
             if packed.is_tracked() || moved {
                 let entry = packed.entry();
@@ -232,36 +229,20 @@ fn tracked_updates(
                 updates.insert(path, Some(Entry { tracked: None, stat_is_proof, ..entry }));
             }
         }
-    }
-    let new_tree = tree(request.head_tree)?;
-    let mut options = git2::DiffOptions::new();
-    options.include_typechange(true).skip_binary_check(true);
-    let diff = request.repository.diff_tree_to_tree(
-        old_tree.flatten().as_ref(),
-        new_tree.as_ref(),
-        Some(&mut options),
-    )?;
-    let path_of = |file: &git2::DiffFile<'_>| {
-        RepoPath::new(file.path_bytes().unwrap_or_default())
-            .map_err(|error| git2::Error::from_str(&error.to_string()))
+        request.store.diff_trees(Oid::EMPTY_TREE, request.head_tree)?
     };
-    for delta in diff.deltas().filter(|delta| !delta.new_file().exists()) {
-        let path = path_of(&delta.old_file())?;
-        if let Some(entry) = current.get(&path) {
-            updates.insert(path, Some(Entry { tracked: None, ..entry }));
+    for (path, _, _) in changes.iter().filter(|(_, _, after)| after.is_none()) {
+        if let Some(entry) = current.get(path) {
+            updates.insert(path.clone(), Some(Entry { tracked: None, ..entry }));
         }
     }
-    for delta in diff.deltas().filter(|delta| delta.new_file().exists()) {
-        let file = delta.new_file();
-        let path = path_of(&file)?;
-        let mode = u32::from(file.mode());
+    for (path, _, after) in changes {
+        let Some((mode, blob)) = after else { continue };
         if mode == GIT_LINK {
             submodules.push(path);
             continue;
         }
-        let mut blob = [0; 20];
-        blob.copy_from_slice(file.id().as_bytes());
-        let tracked = Tracked { blob: Oid::from_bytes(blob), mode };
+        let tracked = Tracked { blob, mode };
         let known = current.get(&path).filter(|entry| entry.kind.is_storable());
         let entry = known.unwrap_or_else(|| unknown(kind_of_mode(mode)));
         // Other bytes or another mode have to be looked at again: without proof the scan names
@@ -322,10 +303,7 @@ fn is_committed(
     let found = Found { kind: entry.kind, stat: entry.stat };
     let mut bytes = Vec::new();
     raw_id(request.root, path, &found, |piece| bytes.extend_from_slice(piece))?;
-    let stored = || {
-        let id = git2::Oid::from_bytes(tracked.blob.as_bytes()).ok()?;
-        Some(request.repository.find_blob(id).ok()?.content().to_vec())
-    };
+    let stored = || request.store.blob(tracked.blob).ok();
     Ok(blob_id(&conversions.to_git(path, &bytes, stored)) == tracked.blob)
 }
 

@@ -3,7 +3,7 @@
 //! # Limitations
 //! The last directory found is the next one walked, so that few wait at a time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::rules::Level;
@@ -43,19 +43,26 @@ pub(super) struct Task {
     pub(super) pending: Option<Box<Change>>,
 }
 
-pub(super) struct Queue {
-    pub(super) tasks: Vec<Task>,
-    pub(super) busy: usize,
-    pub(super) stop: bool,
+struct Queue {
+    tasks: Vec<Task>,
+    /// How many threads walk.
+    workers: usize,
+    /// How many of them have nothing to do.
+    idle: usize,
+    stop: bool,
 }
 
+/// What the threads of a walk share. Each has directories of its own to walk; it gives of them
+/// only where another has none, so that the lock is taken rarely.
 pub(super) struct Pool<'a> {
     pub(super) request: &'a ScanRequest<'a>,
-    pub(super) queue: Mutex<Queue>,
-    pub(super) wake: Condvar,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    hungry: AtomicBool,
+    stopped: AtomicBool,
     pub(super) looked_at: AtomicU64,
-    pub(super) changes: AtomicU64,
-    pub(super) path_bytes: AtomicU64,
+    changes: AtomicU64,
+    path_bytes: AtomicU64,
 }
 
 impl<'a> Pool<'a> {
@@ -72,15 +79,17 @@ impl<'a> Pool<'a> {
         };
         Self {
             request,
-            queue: Mutex::new(Queue { tasks: vec![root], busy: 0, stop: false }),
+            queue: Mutex::new(Queue { tasks: vec![root], workers: 1, idle: 0, stop: false }),
             wake: Condvar::new(),
+            hungry: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             looked_at: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             path_bytes: AtomicU64::new(0),
         }
     }
 
-    pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,30 +108,59 @@ impl<'a> Pool<'a> {
         Ok(())
     }
 
-    /// The next directory; `None` when all are done, or one failed.
-    pub(super) fn next(&self) -> Option<Task> {
+    /// A second thread begins to walk.
+    pub(super) fn join(&self) {
+        self.queue().workers += 1;
+    }
+
+    /// The next directory of who has `mine`; `None` when all are done, or one failed.
+    pub(super) fn next(&self, mine: &mut Vec<Task>) -> Option<Task> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        if self.hungry.load(Ordering::Relaxed) && mine.len() > 1 {
+            let half = mine.len() / 2;
+            self.queue().tasks.extend(mine.drain(..half));
+            self.wake.notify_one();
+        }
+        mine.pop().or_else(|| self.wait(mine))
+    }
+
+    fn wait(&self, mine: &mut Vec<Task>) -> Option<Task> {
         let mut queue = self.queue();
+        queue.idle += 1;
+        self.hungry.store(true, Ordering::Relaxed);
         loop {
             if queue.stop {
                 return None;
             }
-            if let Some(task) = queue.tasks.pop() {
-                queue.busy += 1;
-                return Some(task);
+            if !queue.tasks.is_empty() {
+                let left = queue.tasks.len() / 2;
+                mine.extend(queue.tasks.drain(left..));
+                queue.idle -= 1;
+                self.hungry.store(queue.idle > 0, Ordering::Relaxed);
+                return mine.pop();
             }
-            if queue.busy == 0 {
+            if queue.idle == queue.workers {
+                queue.stop = true;
+                self.wake.notify_all();
                 return None;
             }
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    pub(super) fn done(&self, children: &mut Vec<Task>, stop: bool) {
+    /// Gives all that is left to whoever walks next; whether that is anything.
+    pub(super) fn leave(&self, mine: &mut Vec<Task>) -> bool {
         let mut queue = self.queue();
-        queue.tasks.append(children);
-        queue.busy -= 1;
-        queue.stop |= stop;
-        drop(queue);
+        queue.tasks.append(mine);
+        !queue.tasks.is_empty()
+    }
+
+    /// One failed: the others need not go on.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.queue().stop = true;
         self.wake.notify_all();
     }
 }

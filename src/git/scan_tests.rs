@@ -21,6 +21,7 @@ use super::rules::{BaseRules, CapturedExcludes, Rules, Source, View};
 use super::scan::{
     GRANULARITY_NS, NewDirectories, Scan, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan,
 };
+use super::store::Store;
 use crate::base::clock::file_clock_ns;
 use crate::tx::entry::{Change, Kind};
 use crate::tx::id::Oid;
@@ -117,14 +118,14 @@ impl Tree {
     }
 
     fn establish(&mut self) -> Result<Baseline, BaselineError> {
-        let repository = git2::Repository::open(self.root.path()).expect("opened");
+        let store = Store::open(&self.root.path().join(".git")).expect("opened");
         let head_tree: Oid = self.git(&["rev-parse", "HEAD^{tree}"]).trim().parse().expect("an id");
         let rules = self.rules();
         establish(
             &mut self.manifest,
             &BaselineRequest {
                 root: &self.root,
-                repository: &repository,
+                store: &store,
                 head_tree,
                 rules: &rules,
                 attributes: &CapturedAttributes::default(),

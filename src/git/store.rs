@@ -524,14 +524,3 @@ pub fn read_alternates(common_dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     }
     Ok(found)
 }
-
-/// libgit2's own view of the repository, for reading objects and comparing trees.
-///
-/// By the recorded common directory, opened bare: it discovers nothing and knows no work tree.
-pub fn open_repository(common_dir: &Path) -> Result<git2::Repository, StoreError> {
-    super::odb::set_up_library();
-    git2::Repository::open_bare(common_dir).map_err(|error| StoreError::Repository {
-        path: common_dir.to_owned(),
-        why: error.message().to_owned(),
-    })
-}

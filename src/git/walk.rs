@@ -36,7 +36,8 @@ pub(super) fn walk(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
     let pool = Pool::new(request);
     let mut first = Worker::new(&pool);
     let alone = first.run(ALONE);
-    let mut all = if alone.is_ok() && !pool.queue().tasks.is_empty() {
+    let mut all = if alone.is_ok() && pool.leave(&mut first.children) {
+        pool.join();
         std::thread::scope(|scope| {
             let second = scope.spawn(|| {
                 let mut worker = Worker::new(&pool);
@@ -78,6 +79,7 @@ struct Worker<'a> {
     buffer: Vec<u8>,
     /// The path that is being looked at.
     path: Vec<u8>,
+    /// The directories that this thread has still to walk.
     children: Vec<Task>,
 }
 
@@ -107,13 +109,13 @@ impl<'a> Worker<'a> {
     /// Walks until nothing is left or, between two directories, `enough` names were looked at.
     fn run(&mut self, enough: u64) -> Result<(), ScanError> {
         while self.pool.looked_at.load(Ordering::Relaxed) < enough {
-            let Some(mut task) = self.pool.next() else { return Ok(()) };
+            let Some(mut task) = self.pool.next(&mut self.children) else { return Ok(()) };
             let names = std::mem::take(&mut self.names);
             let (names, done) = self.directory(names, &mut task);
             self.names = names;
-            let mut children = std::mem::take(&mut self.children);
-            self.pool.done(&mut children, done.is_err());
-            self.children = children;
+            if done.is_err() {
+                self.pool.stop();
+            }
             done?;
         }
         Ok(())
