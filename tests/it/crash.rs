@@ -2,20 +2,8 @@
 
 use std::fs;
 
-use crate::lab::Lab;
+use crate::lab::{JOB, Lab, WORK, WRECK};
 use crate::support::Gate;
-
-/// What a turn that succeeds does: every kind of change.
-const WORK: &str = "echo new > new.txt; echo more >> README.md; rm src/deep/two.txt; \
-                    mkdir -p made/dir; echo in > made/dir/in; ln -sf src link; chmod 644 script.sh";
-
-/// What a turn that fails does: as above, and what git cannot store.
-const WRECK: &str = "echo new > new.txt; echo more >> README.md; rm -rf src empty; \
-                     mkdir -p made/dir; echo in > made/dir/in; ln -sf /etc link; chmod 644 script.sh; \
-                     mkfifo pipe; echo changed > notes.txt; rm dangling; mkdir dangling; \
-                     echo deep > dangling/deep; echo blob > src; chmod 755 secret.txt; exit 3";
-
-const JOB: &[&str] = &["--execution-id", "job"];
 
 fn held(lab: &mut Lab) {
     for bytes in ["new\n", "hello\nmore\n", "in\n"] {
@@ -90,20 +78,6 @@ fn row_02_killed_mid_turn() {
     assert_eq!(again["attempt"], 2);
     assert_eq!(lab.state("job", 1).0, "rolled_back");
     lab.laws();
-}
-
-#[test]
-fn row_02_a_repaired_tree_is_not_rolled_back() {
-    let mut lab = Lab::new();
-    lab.killed_at("turn_over", JOB, WORK);
-    lab.reconcile();
-    assert_eq!(lab.state("job", 1).1, "interrupted");
-    lab.repo.write("repair.txt", "by a person\n");
-    lab.hold("by a person\n");
-    lab.repo.run(JOB, "true").exits(21);
-    assert_eq!(lab.repo.read("repair.txt"), "by a person\n");
-    lab.laws();
-    assert_eq!(lab.state("job", 1).0, "quarantined");
 }
 
 #[test]
@@ -336,22 +310,4 @@ fn row_09_the_turns_own_commits_survive_every_kill() {
         lab.laws();
         is_rolled_back(&lab);
     }
-}
-
-#[test]
-fn row_14b_an_interrupted_turn_that_committed_is_taken_back_too() {
-    let mut lab = Lab::new();
-    lab.hold("a\n");
-    lab.killed_at(
-        "turn_over",
-        JOB,
-        "echo a > a; git add a; git commit -qm own; echo new > new.txt",
-    );
-    lab.reconcile();
-    assert_eq!(lab.state("job", 1).1, "interrupted");
-    lab.laws();
-    let again = lab.repo.run(JOB, "test ! -e a && echo ok > ok").exits(0).json();
-    assert_eq!(again["attempt"], 2);
-    assert_eq!(lab.repo.git(&["rev-parse", "HEAD~1"]), lab.base);
-    lab.laws();
 }

@@ -8,7 +8,106 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{Ran, Repo, listing};
+use crate::support::{Gate, Ran, Repo, has, is_root, listing};
+
+/// The execution that most tests run.
+pub const JOB: &[&str] = &["--execution-id", "job"];
+
+/// What a turn that succeeds does: every kind of change.
+pub const WORK: &str = "echo new > new.txt; echo more >> README.md; rm src/deep/two.txt; \
+                        mkdir -p made/dir; echo in > made/dir/in; ln -sf src link; chmod 644 script.sh";
+
+/// What a turn that fails does: as above, and what git cannot store.
+pub const WRECK: &str = "echo new > new.txt; echo more >> README.md; rm -rf src empty; \
+                         mkdir -p made/dir; echo in > made/dir/in; ln -sf /etc link; chmod 644 script.sh; \
+                         mkfifo pipe; echo changed > notes.txt; rm dangling; mkdir dangling; \
+                         echo deep > dangling/deep; echo blob > src; chmod 755 secret.txt; exit 3";
+
+/// A turn that waits in the middle while the test does something.
+pub struct Midway {
+    pub ready: Gate,
+    pub go: Gate,
+}
+
+impl Midway {
+    pub fn new(lab: &Lab) -> Self {
+        Self::named(&lab.repo, "")
+    }
+
+    /// One of several.
+    pub fn named(repo: &Repo, name: &str) -> Self {
+        let gate = |what: &str| Gate::new(repo, &format!("{what}{name}"));
+        Self { ready: gate("ready"), go: gate("go") }
+    }
+
+    /// What the turn does there.
+    pub fn words(&self) -> String {
+        format!(
+            "echo > {}; cat {} > /dev/null",
+            self.ready.path().display(),
+            self.go.path().display()
+        )
+    }
+
+    /// While the turn waits, the test does something.
+    pub fn meanwhile<T>(&self, what: impl FnOnce() -> T) -> T {
+        self.ready.wait();
+        let done = what();
+        self.go.open();
+        done
+    }
+}
+
+/// A mount that goes with the test.
+pub struct Mounted(String);
+
+impl Mounted {
+    /// Mounts something, or says in `Err` why the test is to be skipped.
+    pub fn new(repo: &Repo, args: &[&str], at: &Path) -> Result<Self, String> {
+        if !is_root() {
+            return Err("mounting needs root".to_owned());
+        }
+        let ran = repo.finish(repo.command("mount").args(args).arg(at).current_dir("/"));
+        if ran.code != 0 {
+            return Err(format!("mount {args:?} does not work: {}", ran.stderr));
+        }
+        Ok(Self(at.display().to_string()))
+    }
+
+    /// One that somebody else made.
+    pub fn by_others(at: &Path) -> Self {
+        Self(at.display().to_string())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
+    }
+}
+
+/// A file or folder that nobody can change, until this is dropped.
+pub struct Immutable(std::path::PathBuf);
+
+impl Immutable {
+    /// `Err` says why the test is to be skipped.
+    pub fn new(path: &Path) -> Result<Self, String> {
+        if !is_root() || !has("chattr") {
+            return Err("an immutable file needs root and chattr".to_owned());
+        }
+        let set = std::process::Command::new("chattr").arg("+i").arg(path).output();
+        match set {
+            Ok(output) if output.status.success() => Ok(Self(path.to_owned())),
+            _ => Err(format!("the file system of {} knows no immutable files", path.display())),
+        }
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
 
 /// A repository, what stood in it, and what must never be lost.
 pub struct Lab {
