@@ -156,6 +156,11 @@ impl Lab {
         lab
     }
 
+    /// With the user's own settings.
+    pub fn with_settings(settings: &str) -> Self {
+        Self::with(|repo| repo.settings(settings))
+    }
+
     /// What is in scope now must never be lost.
     pub fn hold_tree(&mut self) {
         for path in self.before.keys() {

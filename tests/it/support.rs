@@ -90,6 +90,13 @@ impl Repo {
         self.dir.path().canonicalize().expect("there")
     }
 
+    /// Writes the user's configuration file.
+    pub fn settings(&self, text: &str) {
+        let config = self.home().join(".config/worktx/config.toml");
+        fs::create_dir_all(config.parent().expect("has one")).expect("a folder");
+        fs::write(config, text).expect("written");
+    }
+
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)
     }
@@ -307,6 +314,12 @@ impl Gate {
         let mut file = fs::OpenOptions::new().write(true).open(&self.path).expect("opened");
         file.write_all(b"go\n").expect("written");
     }
+}
+
+/// A search path on which hooks find the binary under test.
+pub fn path_with_worktx() -> String {
+    let bin = Path::new(WORKTX).parent().expect("has one");
+    format!("{}:{}", bin.display(), std::env::var("PATH").expect("set"))
 }
 
 pub fn is_root() -> bool {
