@@ -217,8 +217,10 @@ impl Driver<'_> {
             Decision::Abandon => self.abandon().map(|()| false),
             Decision::StopWriter => self.stop_writer().map(|()| true),
             Decision::Quarantine(reason) => {
+                // Where the same execution has come again already, the table has more to say.
+                let more = again && reason == QuarantineReason::Interrupted;
                 self.quarantine(reason)?;
-                Ok(false)
+                Ok(more)
             }
             Decision::RollBack(
                 cause,
