@@ -8,11 +8,16 @@ fn row_07_cancelled_after_the_seal() {
     for point in ["seal_recorded", "post_check_passed", "committing_recorded", "locks_held"] {
         let mut lab = Lab::new();
         lab.hold("x\n");
-        lab.killed_at(point, JOB, "echo x > x");
+        lab.killed_at(point, &[JOB, &["--check", "true"]].concat(), "echo x > x");
         lab.repo.call(&["cancel", "job"]).exits(0);
         lab.reconcile();
         lab.laws();
         lab.as_before();
+        let outcome = lab.repo.sql(
+            "select json_extract(outcome, '$.error_code'), json_extract(outcome, '$.execution_status') \
+             from attempt where execution_id = 'job'",
+        );
+        assert_eq!(outcome, "reconciled|cancelled", "{point}");
         assert_eq!(lab.status_of("job"), "cancelled", "{point}");
         assert_eq!(lab.state("job", 1).0, "rolled_back", "{point}");
         lab.repo.run(JOB, "touch never").exits(13);

@@ -128,6 +128,21 @@ pub struct Picture {
     ledger: String,
 }
 
+impl Picture {
+    /// Nothing differs, but inode and time of what lies at or beneath `restored`.
+    #[track_caller]
+    pub fn is_but_for(&self, after: &Self, restored: &[&str]) {
+        assert_eq!((&self.head, &self.index, &self.tree), (&after.head, &after.index, &after.tree));
+        for (path, stat) in &self.stats {
+            let within = restored.iter().any(|r| {
+                path.strip_prefix(r)
+                    .is_some_and(|rest| matches!(rest.as_bytes().first(), None | Some(b'/')))
+            });
+            assert!(within || after.stats.get(path) == Some(stat), "{path} was touched");
+        }
+    }
+}
+
 impl Lab {
     pub fn new() -> Self {
         Self::with(|_| {})

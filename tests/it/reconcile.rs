@@ -45,7 +45,8 @@ fn resolve_is_killed_too() {
         for point in points {
             let mut lab = Lab::new();
             lab.hold("x\n");
-            lab.killed_at("turn_over", JOB, "echo x > x; echo changed > README.md");
+            let options = [JOB, &["--check", "true"]].concat();
+            lab.killed_at("turn_over", &options, "echo x > x; echo changed > README.md");
             lab.reconcile();
             let ran = lab
                 .repo
