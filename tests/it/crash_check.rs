@@ -1,5 +1,9 @@
 //! The crash matrix, row 20: post-checks.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use crate::lab::{JOB, Lab, Midway};
 use crate::support::Repo;
 
@@ -73,4 +77,156 @@ fn row_20_killed_while_the_post_check_runs() {
     assert_eq!(lab.repo.read("README.md"), "hello\n");
     assert!(!lab.repo.path("litter").exists());
     assert_eq!(lab.repo.git(&["show", "HEAD:x"]), "x");
+}
+
+/// A lab whose base has a post-check at the default place, with an interpreter of its own.
+fn with_post_check(text: &str) -> Lab {
+    Lab::with(|repo| {
+        repo.script("tools/interpreter", "#!/bin/sh\nexec /bin/sh \"$@\"\n");
+        let own = repo.path("tools/interpreter");
+        let text = text.replace("OWN", &own.display().to_string());
+        repo.script(".worktx/post-check", &text);
+        repo.git(&["add", "tools", ".worktx"]);
+        repo.git(&["commit", "-qm", "post-check"]);
+    })
+}
+
+#[test]
+fn row_20_missing() {
+    // At the default places: fail-open, and said in the commit.
+    let lab = Lab::new();
+    let document = lab.repo.run(JOB, "echo x > x").exits(0).json();
+    assert_eq!(document["post_check"]["outcome"], "absent");
+    assert!(lab.repo.git(&["log", "-1", "--format=%B"]).contains("Worktx-Post-Check: absent"));
+    // Unless the settings want one.
+    let lab = Lab::with(|_| {});
+    lab.repo.settings("[post_check]\non_absent = \"reject\"\n");
+    let document = lab.repo.run(JOB, "echo x > x").exits(11).json();
+    assert_eq!(document["reason"], "post_check_missing");
+    lab.as_before();
+    lab.laws();
+    // Named and not there: an error before the turn.
+    let lab = Lab::new();
+    let named = [JOB, &["--post-check", "nowhere/check"]].concat();
+    let ran = lab.repo.run(&named, "touch ran").exits(1);
+    assert!(ran.stderr.contains("nowhere/check"), "{}", ran.stderr);
+    lab.as_before();
+    assert_eq!(lab.status_of("job"), "", "no attempt was opened");
+}
+
+#[test]
+fn row_20_no_run_bit() {
+    // At open, at a default place: fail-open with a loud warning.
+    let lab = with_post_check("#!/bin/sh\nexit 1\n");
+    let check = lab.repo.path(".worktx/post-check");
+    let mode = |bits: u32| {
+        fs::set_permissions(&check, fs::Permissions::from_mode(bits)).expect("set");
+    };
+    mode(0o644);
+    lab.repo.git(&["commit", "-qam", "no run bit"]);
+    let ran = lab.repo.run(JOB, "echo x > x").exits(0);
+    let document = ran.json();
+    assert_eq!(document["post_check"]["outcome"], "misconfigured");
+    assert!(document["warnings"].to_string().contains("post_check_misconfigured"), "{document}");
+    assert!(ran.stderr.contains("post-check"), "loud: {}", ran.stderr);
+    // Or as the settings say.
+    lab.repo.settings("[post_check]\non_misconfigured = \"reject\"\n");
+    let again = &["--execution-id", "again"];
+    let document = lab.repo.run(again, "echo y > y").exits(11).json();
+    assert_eq!(document["reason"], "post_check_missing");
+    assert!(!lab.repo.path("y").exists());
+    // Named: an error before the turn.
+    let named = ["--post-check", ".worktx/post-check"];
+    lab.repo.run(&named, "touch ran").exits(1);
+    assert!(!lab.repo.path("ran").exists());
+    // Taken away by the turn: it was runnable at open.
+    lab.repo.settings("");
+    mode(0o755);
+    lab.repo.git(&["commit", "-qam", "run bit"]);
+    let before = lab.repo.listing();
+    let document =
+        lab.repo.run(&["--execution-id", "chmod"], "chmod -x .worktx/post-check").exits(11).json();
+    assert_eq!(document["reason"], "post_check_changed");
+    assert_eq!(lab.repo.listing(), before);
+}
+
+#[test]
+fn row_20_edited_removed_or_its_interpreter_by_the_turn() {
+    for script in [
+        "printf '#!/bin/sh\\nexit 0\\n' > .worktx/post-check",
+        "rm .worktx/post-check",
+        "rm -rf .worktx",
+        "rm .worktx/post-check; ln -s /bin/true .worktx/post-check",
+        "rm -rf .worktx; ln -s /bin .worktx",
+        "rm tools/interpreter",
+        "printf '#!/bin/sh\\nexit 0\\n' > tools/interpreter",
+        "rm -rf tools",
+        "chmod -x tools/interpreter",
+    ] {
+        for (setting, code, reason) in [
+            ("", 11, "post_check_changed"),
+            ("[post_check]\non_changed = \"quarantine\"\n", 20, "post_check_changed"),
+        ] {
+            let lab = with_post_check("#!OWN\nexit 0\n");
+            lab.repo.settings(setting);
+            let ran = lab.repo.run(JOB, &format!("echo x > x; {script}"));
+            assert_eq!(ran.code, code, "{script}: {}{}", ran.stdout, ran.stderr);
+            assert_eq!(ran.json()["reason"], reason, "{script}");
+            if code == 11 {
+                lab.as_before();
+            } else {
+                assert_eq!(lab.repo.read("x"), "x\n");
+                assert_eq!(lab.repo.head(), lab.base);
+            }
+            lab.laws();
+        }
+    }
+    // The captured copy decides, whatever the turn made of the original.
+    let lab = with_post_check("#!/bin/sh\ntest -e wanted\n");
+    lab.repo.settings("[post_check]\non_changed = \"ignore\"\n");
+    let rewrite = "printf '#!/bin/sh\\nexit 0\\n' > .worktx/post-check";
+    lab.repo.run(JOB, rewrite).exits(11);
+    lab.as_before();
+    lab.repo.run(JOB, &format!("{rewrite}; touch wanted")).exits(0);
+    lab.laws();
+}
+
+#[test]
+fn row_20_hangs_is_killed_leaves_a_daemon() {
+    for (check, code, outcome) in [
+        ("trap '' TERM INT HUP; while :; do sleep 1000; done", 11, "timeout"),
+        ("kill -9 $$", 11, "failed"),
+        ("kill -TERM $$", 11, "failed"),
+        ("kill -9 -- -$$", 11, "failed"),
+    ] {
+        let lab = Lab::with_settings("grace = \"300ms\"\n");
+        let options = [JOB, &["--check", check, "--post-check-timeout", "1s"]].concat();
+        let document = lab.repo.run(&options, "echo x > x").exits(code).json();
+        assert_eq!(document["post_check"]["outcome"], outcome, "{check}");
+        lab.as_before();
+        lab.laws();
+    }
+    // A daemon that goes on writing is dead before anything counts.
+    for end in [0, 1] {
+        let lab = Lab::with_settings("grace = \"300ms\"\n");
+        let midway = Midway::new(&lab);
+        let check = format!(
+            "(setsid sh -c 'trap \"\" TERM HUP INT; echo $$ > ../daemon; echo > {0}; \
+             while :; do echo spoiled > README.md; echo spoiled > spoiled; done' \
+             </dev/null >/dev/null 2>&1 &); cat {0}; exit {end}",
+            midway.ready.path().display()
+        );
+        let options = [JOB, &["--check", &check]].concat();
+        lab.repo.run(&options, "echo x > x").exits([0, 11][usize::from(end != 0)]);
+        let pid = fs::read_to_string(lab.repo.outside().join("daemon")).expect("written");
+        assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists(), "it lives");
+        assert_eq!(lab.repo.read("README.md"), "hello\n");
+        assert!(!lab.repo.path("spoiled").exists());
+        if end == 0 {
+            assert_eq!(lab.repo.git(&["diff", "--name-only", &lab.base, "HEAD"]), "x");
+        } else {
+            lab.as_before();
+        }
+        lab.laws();
+    }
 }

@@ -149,7 +149,11 @@ impl Lab {
     }
 
     pub fn with(more: impl FnOnce(&Repo)) -> Self {
-        let repo = Repo::new();
+        Self::on(Repo::new(), more)
+    }
+
+    /// In a repository that is there.
+    pub fn on(repo: Repo, more: impl FnOnce(&Repo)) -> Self {
         repo.write("script.sh", "#!/bin/sh\n");
         repo.write("secret.txt", "0600\n");
         fs::set_permissions(repo.path("script.sh"), fs::Permissions::from_mode(0o755))
@@ -239,7 +243,7 @@ impl Lab {
             .collect();
         Picture {
             refs: repo.git(&["for-each-ref", "--format=%(refname) %(objectname)"]),
-            head: fs::read_to_string(repo.path(".git/HEAD")).expect("readable"),
+            head: fs::read_to_string(repo.git_dir().join("HEAD")).expect("readable"),
             index: repo.git(&["ls-files", "-s", "-v"]),
             tree,
             stats,
@@ -267,7 +271,7 @@ impl Lab {
             .collect();
         let on_disk = listing_bytes(&repo.root)
             .into_iter()
-            .chain(listing_bytes(&repo.path(".git/worktx/spill")))
+            .chain(listing_bytes(&repo.git_dir().join("worktx/spill")))
             .collect::<BTreeSet<_>>();
         for bytes in &self.held {
             let id = self.blob_id(bytes);
@@ -340,9 +344,9 @@ impl Lab {
     #[track_caller]
     pub fn nothing_is_left_over(&self) {
         let tree = self.repo.listing();
-        let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx")).collect();
+        let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx-tmp")).collect();
         assert!(temporary.is_empty(), "{temporary:?}");
-        let locks: Vec<_> = listing(&self.repo.path(".git"))
+        let locks: Vec<_> = listing(&self.repo.git_dir())
             .into_keys()
             .filter(|p| p.ends_with(".lock") || p.starts_with("worktx/prepared/"))
             .collect();
