@@ -400,7 +400,7 @@ fn row_23b_a_late_terminal_of_attempt_one_is_lost() {
         let midway = Midway::new(&lab);
         let wait = if running { midway.words() } else { "true".to_owned() };
         let mut command = lab.repo.run_command(JOB, &format!("echo y > y; {wait}"));
-        let second = lab.repo.spawn(command.current_dir(&linked));
+        command.current_dir(&linked);
         let row = || {
             lab.repo.sql(
                 "select status, current_attempt, success_attempt, success_candidate, error \
@@ -414,9 +414,12 @@ fn row_23b_a_late_terminal_of_attempt_one_is_lost() {
             lab.state("job", 1).0
         };
         let first = if running {
-            midway.meanwhile(late)
-        } else {
+            let second = lab.repo.spawn(&mut command);
+            let first = midway.meanwhile(late);
             Repo::wait(second).exits(0);
+            first
+        } else {
+            lab.repo.finish(&mut command).exits(0);
             late()
         };
         assert_eq!(first, "rolled_back", "{point}");

@@ -332,7 +332,7 @@ fn row_18_what_was_validated_is_what_was_committed_and_what_lies_there() {
         let log = |of: &str| repo.git(&["reflog", of]).lines().count();
         let branch = if setup.contains("detach") { "HEAD" } else { "main" };
         let moves = log(branch);
-        let document = repo.run(&[&JOB[..], &["--check", look]].concat(), script).exits(0).json();
+        let document = repo.run(&[JOB, &["--check", look]].concat(), script).exits(0).json();
         let seen = |name: &str| {
             let text = fs::read_to_string(repo.outside().join(name)).expect("the check wrote it");
             text.trim().to_owned()
