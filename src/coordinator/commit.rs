@@ -277,8 +277,10 @@ impl Driver<'_> {
             fault::point(Point::Promoted);
             self.apply(TxEvent::Promoted, &json!({ "commit": seal.candidate }))?;
         }
-        held.release()?;
-        moved
+        let released = held.release();
+        // What kept the branch from moving may keep the locks from going: they are known as own.
+        moved?;
+        Ok(released?)
     }
 
     /// The branch has gone on from the candidate.

@@ -9,7 +9,7 @@
 //! Bounded: each attempt is given a fixed number of steps.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -22,6 +22,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::git::lockfile;
 use crate::git::workspace::Workspace;
+use crate::journal::Owner;
 use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
@@ -31,6 +32,9 @@ use crate::tx::writer::{DeathProof, ProvenDead, TurnResult};
 
 /// How many decisions one attempt is given in one pass.
 const STEPS: u32 = 8;
+
+/// How long a process may take to be gone once it has let go of its lock.
+const DYING: Duration = Duration::from_secs(2);
 
 /// Settles what is unsettled in the workspace of a session. `again` is the execution that has
 /// come again, if one has.
@@ -49,6 +53,10 @@ pub fn reconcile(
         if from == StateTag::Quarantined && Phase::of(&record.state) == Phase::QuarantinedOther {
             count(&mut document, from, &attempt.key, &spec, &record.state);
             continue;
+        }
+        if owner.as_ref().is_some_and(lives_on) {
+            // The lock could be had, but who drives this lives: its lock file was exchanged.
+            return Err(Failure::Busy { holder: None });
         }
         session.ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
         let mut driver = Driver {
@@ -70,6 +78,20 @@ pub fn reconcile(
         lockfile::clear_marker(&session.lock)?;
     }
     Ok(document)
+}
+
+/// Whether the owner of an attempt lives, and is somebody else. One whose lock could be had is
+/// dead in most cases, or dies this instant: the kernel lets go of the lock a little before.
+fn lives_on(owner: &Owner) -> bool {
+    let until = Instant::now() + DYING;
+    while *owner != Session::owner() && process::is_alive(&owner.host, &owner.process) == Some(true)
+    {
+        if Instant::now() >= until {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
 }
 
 /// Settles every work tree of a repository that has something unsettled and that is there.
@@ -97,9 +119,12 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
             (workspace, place)
         };
         let done = match Session::open(workspace, place, "reconcile", None) {
-            Ok(mut session) => reconcile(&mut session, signals, None)?,
+            Ok(mut session) => reconcile(&mut session, signals, None),
+            Err(failure) => Err(failure),
+        };
+        let done = match done {
             Err(Failure::Busy { .. }) => left(context, &id)?,
-            Err(failure) => return Err(failure),
+            done => done?,
         };
         all.rolled_forward += done.rolled_forward;
         all.rolled_back += done.rolled_back;
@@ -217,8 +242,10 @@ impl Driver<'_> {
             Decision::Abandon => self.abandon().map(|()| false),
             Decision::StopWriter => self.stop_writer().map(|()| true),
             Decision::Quarantine(reason) => {
+                // Where the same execution has come again already, the table has more to say.
+                let more = again && reason == QuarantineReason::Interrupted;
                 self.quarantine(reason)?;
-                Ok(false)
+                Ok(more)
             }
             Decision::RollBack(
                 cause,

@@ -289,6 +289,10 @@ impl Driver<'_> {
         let survives = |path: &RepoPath| rules.survives(path, false);
         let plan_rules = UndoRules { pinned, survives: &survives, too_large };
         let plan = undo::plan(death, changes, &plan_rules);
+        for path in &plan.left {
+            let text = format!("a file system is mounted on {path}, and is left as it is");
+            self.record.warn("mount_left", text);
+        }
         if plan.steps.is_empty() && plan.blocked.is_empty() && !self.has_temporary() {
             return Ok(RestoreReport::default());
         }

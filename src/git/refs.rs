@@ -308,14 +308,11 @@ impl Refs {
     pub fn unpin(&self, prefix: &str, pin: &Pin, prep_dir: &Path) -> Result<(), RefError> {
         let Pin { name, id } = pin;
         check_own(prefix, name)?;
-        let Some(raw) = self.raw(name)? else { return Ok(()) };
-        let found = match raw {
-            Raw::Id(found) if found == *id => None,
-            Raw::Id(found) => Some(found),
-            Raw::Symbolic(_) | Raw::Broken => None,
-        };
-        if found.is_some() {
-            return Err(RefError::Differs { name: name.clone(), wanted: *id, found });
+        // Also where there is no such ref: a crash may have left its lock, and folders.
+        if let Some(Raw::Id(found)) = self.raw(name)?
+            && found != *id
+        {
+            return Err(RefError::Differs { name: name.clone(), wanted: *id, found: Some(found) });
         }
         // Packed first: a crash between the two leaves the loose one, and so the same ref.
         self.unpack(name, prep_dir)?;

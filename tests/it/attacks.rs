@@ -103,7 +103,7 @@ printf '[core]\n\tfsmonitor = %s\n' "$EVIL" > .git/planted; git config include.p
 "#;
 
 #[test]
-fn row_01_programs_in_the_configuration() {
+fn attack_01_programs_in_the_configuration() {
     let trap = Trap::new();
     let config = fs::read_to_string(trap.repo().path(".git/config")).expect("readable");
     trap.undone(&format!("{CONFIG} echo x > x"));
@@ -123,7 +123,7 @@ fn row_01_programs_in_the_configuration() {
 }
 
 #[test]
-fn row_01_worktree_configuration() {
+fn attack_01_worktree_configuration() {
     let trap = Trap::new();
     let plant = "git config extensions.worktreeConfig true; \
                  git config --worktree core.fsmonitor \"$EVIL\"; echo x > x";
@@ -135,7 +135,7 @@ fn row_01_worktree_configuration() {
 }
 
 #[test]
-fn row_02_hooks_of_every_name() {
+fn attack_02_hooks_of_every_name() {
     let trap = Trap::new();
     let plant = "mkdir -p .git/hooks; for h in applypatch-msg pre-applypatch post-applypatch pre-commit \
         pre-merge-commit prepare-commit-msg commit-msg post-commit pre-rebase post-checkout post-merge \
@@ -151,7 +151,7 @@ fn row_02_hooks_of_every_name() {
 }
 
 #[test]
-fn row_03_attributes() {
+fn attack_03_attributes() {
     for (attribute, code) in [
         ("filter=x", 11),
         ("ident", 11),
@@ -174,7 +174,7 @@ fn row_03_attributes() {
 }
 
 #[test]
-fn row_03_a_driver_that_is_there_at_open_never_runs() {
+fn attack_03_a_driver_that_is_there_at_open_never_runs() {
     let trap = Trap::new();
     let evil = trap.program.to_string_lossy().into_owned();
     trap.repo().git(&["config", "filter.x.clean", &evil]);
@@ -185,7 +185,7 @@ fn row_03_a_driver_that_is_there_at_open_never_runs() {
 }
 
 #[test]
-fn row_04_the_git_directory_replaced() {
+fn attack_04_the_git_directory_replaced() {
     for (script, code) in [
         ("git config core.worktree \"$DIR\"; echo x > x", 10),
         ("git config core.bare true; echo x > x", 10),
@@ -210,7 +210,7 @@ fn row_04_the_git_directory_replaced() {
 }
 
 #[test]
-fn row_04_git_variables_of_the_caller_are_not_obeyed() {
+fn attack_04_git_variables_of_the_caller_are_not_obeyed() {
     let trap = Trap::new();
     let mut command = trap.repo().run_command(
         &[],
@@ -227,7 +227,7 @@ fn row_04_git_variables_of_the_caller_are_not_obeyed() {
 }
 
 #[test]
-fn row_05_index_flags() {
+fn attack_05_index_flags() {
     let trap = Trap::new();
     let hide = "git update-index --assume-unchanged README.md; git update-index --skip-worktree secret.txt; \
                 echo hidden > README.md; echo hidden2 > secret.txt";
@@ -253,7 +253,7 @@ fn row_05_index_flags() {
 }
 
 #[test]
-fn row_06_excludes_that_hide() {
+fn attack_06_excludes_that_hide() {
     let trap = Trap::new();
     let hide = "echo '*' >> .git/info/exclude; echo '*' > .gitignore; echo x > x; \
                 git config core.excludesFile \"$PWD/.all\"; echo '*' > .all; git sparse-checkout set nothing || true";
@@ -263,7 +263,7 @@ fn row_06_excludes_that_hide() {
 }
 
 #[test]
-fn row_07_nested_repositories() {
+fn attack_07_nested_repositories() {
     let trap = Trap::new();
     let make = "git init -q nested; echo a > nested/a; (cd nested && git add a && git commit -qm a); \
                 git init -q unborn; echo b > unborn/b; git init -q --bare bare.git; echo x > x";
@@ -277,7 +277,7 @@ fn row_07_nested_repositories() {
 }
 
 #[test]
-fn row_07_gitlinks_and_impossible_names() {
+fn attack_07_gitlinks_and_impossible_names() {
     for script in [
         "git update-index --add --cacheinfo 160000,$(git rev-parse HEAD),sub; git commit -qm link; mkdir sub",
         "mkdir -p .GIT; echo x > .GIT/config",
@@ -298,7 +298,7 @@ fn row_07_gitlinks_and_impossible_names() {
 }
 
 #[test]
-fn row_08_objects() {
+fn attack_08_objects() {
     // A loose object of the base is swapped for another, or is gone.
     for (script, codes) in [
         (
@@ -330,7 +330,7 @@ fn row_08_objects() {
 }
 
 #[test]
-fn row_09_our_refs() {
+fn attack_09_our_refs() {
     let own = "r=refs/worktx/tx/$WORKTX_EXECUTION_ID/1/base";
     for script in [
         "git update-ref -d $r",
@@ -360,7 +360,7 @@ fn row_09_our_refs() {
 }
 
 #[test]
-fn row_10_planted_locks() {
+fn attack_10_planted_locks() {
     for lock in
         ["index.lock", "HEAD.lock", "refs/heads/main.lock", "packed-refs.lock", "config.lock"]
     {
@@ -378,7 +378,7 @@ fn row_10_planted_locks() {
 }
 
 #[test]
-fn row_11_poison_for_later() {
+fn attack_11_poison_for_later() {
     let trap = Trap::new();
     let plant = "git remote add evil ext::\"$EVIL\"; echo '*.c filter=x' > .git/info/attributes; \
                  echo 'x' > .git/info/sparse-checkout; git worktree add -q ../planted 2>/dev/null; echo x > x";
@@ -389,7 +389,7 @@ fn row_11_poison_for_later() {
 }
 
 #[test]
-fn row_12_the_git_directory_is_gone() {
+fn attack_12_the_git_directory_is_gone() {
     for script in [
         "rm -rf .git",
         "rm -rf .git/objects",
@@ -421,7 +421,7 @@ fn row_12_the_git_directory_is_gone() {
 }
 
 #[test]
-fn row_13_symlinks_out_of_the_tree() {
+fn attack_13_symlinks_out_of_the_tree() {
     let trap = Trap::new();
     trap.undone("rm -rf src; ln -s \"$DIR\" src");
     trap.undone("mv src ../away; ln -s ../away src; rm -rf ../away");
@@ -433,7 +433,7 @@ fn row_13_symlinks_out_of_the_tree() {
 }
 
 #[test]
-fn row_14_hard_links() {
+fn attack_14_hard_links() {
     let trap = Trap::new();
     trap.undone("ln -f \"$CANARY\" README.md; ln \"$CANARY\" linked");
     trap.undone("rm notes.txt; ln \"$CANARY\" notes.txt");
@@ -444,7 +444,7 @@ fn row_14_hard_links() {
 }
 
 #[test]
-fn row_15_special_files() {
+fn attack_15_special_files() {
     let trap = Trap::new();
     trap.undone("rm README.md; mkfifo README.md; mkfifo src/pipe; rm notes.txt; mkfifo notes.txt");
     let document = trap
@@ -458,7 +458,7 @@ fn row_15_special_files() {
 }
 
 #[test]
-fn row_15_a_post_check_leaves_special_files() {
+fn attack_15_a_post_check_leaves_special_files() {
     let trap = Trap::new();
     let check = "rm README.md; mkfifo README.md; mkfifo more; mkdir -p a/b; mkfifo a/b/c; rm -rf src; ln -s / src";
     trap.run(&["--check", check], "echo x > x").exits(0);
@@ -468,7 +468,7 @@ fn row_15_a_post_check_leaves_special_files() {
 }
 
 #[test]
-fn row_16_sizes_and_depth() {
+fn attack_16_sizes_and_depth() {
     let trap = Trap::new();
     let document = trap.run(&[], "truncate -s 300G huge; echo x > x").exits(11).json();
     assert_eq!(document["reason"], "too_large");
@@ -486,7 +486,7 @@ open(\"f\", \"w\")'";
 }
 
 #[test]
-fn row_19_permissions() {
+fn attack_19_permissions() {
     if is_root() && !std::path::Path::new("/usr/bin/setpriv").exists() {
         eprintln!("SKIPPED: no setpriv to be somebody else");
         return;
@@ -499,13 +499,13 @@ fn row_19_permissions() {
 }
 
 #[test]
-fn row_20_what_git_cannot_store() {
+fn attack_20_what_git_cannot_store() {
     let trap = Trap::new();
     trap.undone("rm -rf empty; mkdir -p empty2/e; chmod 755 secret.txt; chmod 700 src; chmod 1777 src/deep; chmod 4755 script.sh");
 }
 
 #[test]
-fn row_21_the_root_moved_away() {
+fn attack_21_the_root_moved_away() {
     for script in [
         "cd ..; mv repo moved; mkdir repo; cp -r moved/.git repo/.git",
         "cd ..; mv repo moved; ln -s moved repo",
@@ -527,7 +527,7 @@ fn row_21_the_root_moved_away() {
 }
 
 #[test]
-fn row_28_output_and_escapes() {
+fn attack_28_output_and_escapes() {
     let trap = Trap::new();
     let ran = trap.run(&[], "head -c 3000000 /dev/zero | tr '\\0' y; printf '\\033]0;evil\\007'; (exec sleep 300 &) ; exit 3");
     let document = ran.exits(10).json();
@@ -540,7 +540,7 @@ fn row_28_output_and_escapes() {
 }
 
 #[test]
-fn row_30_forged_variables() {
+fn attack_30_forged_variables() {
     let trap = Trap::new();
     let mut command = trap.repo().run_command(
         &["--execution-id", "real"],
@@ -554,7 +554,7 @@ fn row_30_forged_variables() {
 }
 
 #[test]
-fn row_31_the_post_checks_interpreter_and_helpers() {
+fn attack_31_the_post_checks_interpreter_and_helpers() {
     let trap = Trap::with(|repo| {
         repo.script("tool/sh", "#!/bin/sh\nexec /bin/sh \"$@\"\n");
         let text = format!("#!{}\nexit 1\n", repo.path("tool/sh").display());
@@ -576,7 +576,7 @@ fn row_31_the_post_checks_interpreter_and_helpers() {
 }
 
 #[test]
-fn row_35_the_ledger() {
+fn attack_35_the_ledger() {
     for script in [
         "echo garbage > .git/worktx/ledger.db",
         "truncate -s 0 .git/worktx/ledger.db",
@@ -599,7 +599,7 @@ fn row_35_the_ledger() {
 }
 
 #[test]
-fn row_35_a_manifest_that_is_gone_does_not_empty_the_tree() {
+fn attack_35_a_manifest_that_is_gone_does_not_empty_the_tree() {
     let trap = Trap::with(|repo| {
         let config = repo.home().join(".config/worktx/config.toml");
         fs::create_dir_all(config.parent().expect("has one")).expect("made");
@@ -626,7 +626,7 @@ fn row_35_a_manifest_that_is_gone_does_not_empty_the_tree() {
 }
 
 #[test]
-fn row_35_an_old_copy_of_the_ledger() {
+fn attack_35_an_old_copy_of_the_ledger() {
     let trap = Trap::new();
     let ledger = trap.repo().path(".git/worktx/ledger.db");
     let old = fs::read(&ledger).expect("readable");
@@ -642,7 +642,7 @@ fn row_35_an_old_copy_of_the_ledger() {
 }
 
 #[test]
-fn row_09_a_ref_in_the_place_of_a_pin() {
+fn attack_09_a_ref_in_the_place_of_a_pin() {
     let trap = Trap::new();
     let repo = trap.repo();
     trap.lab.killed_at("open_recorded", &["--execution-id", "job"], "echo x > x");

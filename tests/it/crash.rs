@@ -2,20 +2,8 @@
 
 use std::fs;
 
-use crate::lab::Lab;
-use crate::support::Gate;
-
-/// What a turn that succeeds does: every kind of change.
-const WORK: &str = "echo new > new.txt; echo more >> README.md; rm src/deep/two.txt; \
-                    mkdir -p made/dir; echo in > made/dir/in; ln -sf src link; chmod 644 script.sh";
-
-/// What a turn that fails does: as above, and what git cannot store.
-const WRECK: &str = "echo new > new.txt; echo more >> README.md; rm -rf src empty; \
-                     mkdir -p made/dir; echo in > made/dir/in; ln -sf /etc link; chmod 644 script.sh; \
-                     mkfifo pipe; echo changed > notes.txt; rm dangling; mkdir dangling; \
-                     echo deep > dangling/deep; echo blob > src; chmod 755 secret.txt; exit 3";
-
-const JOB: &[&str] = &["--execution-id", "job"];
+use crate::lab::{Immutable, JOB, Lab, WORK, WRECK};
+use crate::support::{Gate, Repo, WORKTX, has, is_root};
 
 fn held(lab: &mut Lab) {
     for bytes in ["new\n", "hello\nmore\n", "in\n"] {
@@ -93,27 +81,23 @@ fn row_02_killed_mid_turn() {
 }
 
 #[test]
-fn row_02_a_repaired_tree_is_not_rolled_back() {
+fn row_02_killed_when_the_turn_stands_at_its_pipe() {
     let mut lab = Lab::new();
-    lab.killed_at("turn_over", JOB, WORK);
+    lab.killed_at("turn_recorded", JOB, WORK);
     lab.reconcile();
-    assert_eq!(lab.state("job", 1).1, "interrupted");
-    lab.repo.write("repair.txt", "by a person\n");
-    lab.hold("by a person\n");
-    lab.repo.run(JOB, "true").exits(21);
-    assert_eq!(lab.repo.read("repair.txt"), "by a person\n");
     lab.laws();
-    assert_eq!(lab.state("job", 1).0, "quarantined");
+    // It was recorded, so it may have run; it did not.
+    assert_eq!(lab.state("job", 1), ("quarantined".to_owned(), "interrupted".to_owned()));
+    lab.as_before();
+    held(&mut lab);
+    assert_eq!(lab.repo.run(JOB, WORK).exits(0).json()["attempt"], 2);
+    lab.laws();
 }
 
 #[test]
 fn row_02_killed_after_the_turn_and_rolled_back_by_configuration() {
     for point in ["turn_recorded", "turn_over"] {
-        let mut lab = Lab::with(|repo| {
-            let config = repo.home().join(".config/worktx/config.toml");
-            fs::create_dir_all(config.parent().expect("has one")).expect("made");
-            fs::write(config, "on_interrupted = \"roll_back\"\n").expect("written");
-        });
+        let mut lab = Lab::with_settings("on_interrupted = \"roll_back\"\n");
         if point == "turn_over" {
             held(&mut lab);
         }
@@ -159,14 +143,61 @@ fn row_02b_coordinator_and_supervisor_killed() {
 }
 
 #[test]
+fn row_02b_a_writer_of_another_pid_namespace_is_unproven() {
+    if !is_root() || !has("unshare") {
+        eprintln!("SKIPPED: a pid namespace needs root and unshare");
+        return;
+    }
+    for setting in ["", "on_interrupted = \"roll_back\"\n"] {
+        let mut lab = Lab::with_settings(&format!("bound = \"1s\"\n{setting}"));
+        lab.hold("half\n");
+        let (ready, never) = (Gate::new(&lab.repo, "ready"), Gate::new(&lab.repo, "never"));
+        let script = format!(
+            "echo half > half; echo > {}; cat {}",
+            ready.path().display(),
+            never.path().display()
+        );
+        let mut command = lab.repo.command("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", WORKTX, "run", "--json"]);
+        command.args(JOB).args(["--", "sh", "-c", &script]);
+        let mut child = lab.repo.spawn(&mut command);
+        ready.wait();
+        // All of the namespace dies with its first process; nobody outside can know that.
+        child.kill().expect("sent");
+        child.wait().expect("it ends");
+        lab.reconcile();
+        assert_eq!(lab.state("job", 1), ("quarantined".to_owned(), "writer_unproven".to_owned()));
+        assert_eq!(lab.repo.read("half"), "half\n", "never undone without proof");
+        lab.laws();
+        for how in ["--discard", "--keep", "--adopt"] {
+            lab.repo.call(&["resolve", "job", how]).exits(20);
+        }
+        lab.repo.run(JOB, "touch never").exits(21);
+        assert_eq!(lab.repo.read("half"), "half\n", "never undone without proof");
+        lab.repo.call(&["resolve", "job", "--discard", "--writer-dead"]).exits(0);
+        lab.as_before();
+        lab.laws();
+    }
+}
+
+#[test]
 fn row_03_killed_between_post_check_and_gate() {
-    for point in ["seal_recorded", "candidate_pinned", "post_check_passed", "committing_recorded"] {
+    let check = "echo looked >> ../looks; test -e new.txt";
+    // How often the post-check has looked in the end: a verdict that is recorded counts.
+    for (point, looks) in [
+        ("seal_recorded", 1),
+        ("candidate_pinned", 1),
+        ("post_check_passed", 2),
+        ("committing_recorded", 1),
+    ] {
         let mut lab = Lab::new();
         held(&mut lab);
-        lab.killed_at(point, &[JOB, &["--check", "test -e new.txt"]].concat(), WORK);
+        lab.killed_at(point, &[JOB, &["--check", check]].concat(), WORK);
         lab.reconcile();
         lab.laws();
         is_committed(&lab);
+        let text = fs::read_to_string(lab.repo.outside().join("looks")).expect("written");
+        assert_eq!(text.lines().count(), looks, "{point}");
     }
 }
 
@@ -184,6 +215,35 @@ fn row_03b_killed_between_gate_and_branch() {
 }
 
 #[test]
+fn row_03b_on_packed_refs_a_detached_head_and_a_linked_worktree() {
+    for point in ["locks_held", "gate_won", "branch_moved"] {
+        for setup in ["git pack-refs --all --prune", "git checkout -q --detach"] {
+            let mut lab = Lab::with(|repo| {
+                repo.finish(repo.command("sh").args(["-c", setup])).exits(0);
+            });
+            held(&mut lab);
+            lab.killed_at(point, JOB, WORK);
+            lab.reconcile();
+            lab.laws();
+            is_committed(&lab);
+        }
+        let lab = Lab::new();
+        let linked = lab.repo.outside().join("linked");
+        lab.repo.git(&["worktree", "add", "-q", "-b", "side", linked.to_str().expect("text")]);
+        let mut command = lab.repo.run_command(JOB, "echo x > x");
+        let ran = lab.repo.finish(command.current_dir(&linked).env("WORKTX_FAULT", point));
+        assert_eq!(ran.code, -9, "{}", ran.stderr);
+        // From the other work tree: reconcile settles all of the repository.
+        let document = lab.repo.call(&["reconcile", "--json"]).exits(0).json();
+        assert_eq!(document["rolled_forward"], 1, "{point}");
+        assert_eq!(lab.repo.git(&["show", "side:x"]), "x");
+        assert_eq!(lab.repo.git_in(&linked, &["status", "--porcelain"]), "");
+        assert_eq!(lab.repo.git(&["rev-list", "--count", "main..side"]), "1");
+        assert_eq!(lab.state("job", 1).0, "done");
+    }
+}
+
+#[test]
 fn row_03c_a_won_attempt_that_cannot_promote_is_never_undone() {
     let mut lab = Lab::new();
     held(&mut lab);
@@ -196,9 +256,44 @@ fn row_03c_a_won_attempt_that_cannot_promote_is_never_undone() {
     assert_eq!(lab.status_of("job"), "success");
     assert_eq!(lab.repo.read("new.txt"), "new\n");
     lab.laws();
+    refuses_to_be_undone(&lab);
     lab.repo.run(&[], "true").exits(21);
     // The way is free again: it completes by itself.
     fs::write(lab.repo.path(".git/refs/heads/main"), format!("{}\n", lab.base)).expect("written");
+    lab.reconcile();
+    lab.laws();
+    is_committed(&lab);
+}
+
+/// Discard and keep are refused, adopt finds the way still blocked.
+#[track_caller]
+fn refuses_to_be_undone(lab: &Lab) {
+    let before = lab.picture();
+    for how in ["--discard", "--keep"] {
+        let ran = lab.repo.call(&["resolve", "job", how]).exits(1);
+        assert!(ran.stderr.contains("--adopt"), "{how}: {}", ran.stderr);
+    }
+    lab.repo.call(&["resolve", "job", "--adopt"]).exits(20);
+    assert_eq!(lab.state("job", 1), ("quarantined".to_owned(), "promote_blocked".to_owned()));
+    let after = lab.picture();
+    before.is_but_for(&after, &[]);
+}
+
+#[test]
+fn row_03c_a_disk_error_after_the_gate() {
+    let mut lab = Lab::new();
+    held(&mut lab);
+    lab.killed_at("gate_won", JOB, WORK);
+    let folder = match Immutable::new(&lab.repo.path(".git/refs/heads")) {
+        Ok(folder) => folder,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    lab.reconcile();
+    assert_eq!(lab.state("job", 1), ("quarantined".to_owned(), "promote_blocked".to_owned()));
+    assert_eq!(lab.status_of("job"), "success");
+    assert_eq!(lab.repo.read("new.txt"), "new\n");
+    refuses_to_be_undone(&lab);
+    drop(folder);
     lab.reconcile();
     lab.laws();
     is_committed(&lab);
@@ -250,6 +345,89 @@ fn row_05_killed_mid_rollback_at_any_file() {
 }
 
 #[test]
+fn row_05_the_journal_set_is_intact_wherever_it_was_killed() {
+    for n in 1.. {
+        let repo = Repo::new();
+        repo.write(".trinity/journal/old", "old\n");
+        repo.git(&["add", "-A"]);
+        repo.git(&["commit", "-qm", "journal"]);
+        let script = "echo more >> .trinity/journal/old; echo new > .trinity/journal/new; \
+                      rm -rf src; echo x > README.md; exit 3";
+        let options = [JOB, &["--profile", "trinity"]].concat();
+        let mut command = repo.run_command(&options, script);
+        let ran = repo.finish(command.env("WORKTX_FAULT", format!("file_restored:{n}")));
+        assert_eq!(repo.read(".trinity/journal/old"), "old\nmore\n", "{n}");
+        assert_eq!(repo.read(".trinity/journal/new"), "new\n", "{n}");
+        if ran.code == 10 {
+            assert!(n > 3, "only {n} points");
+            break;
+        }
+        assert_eq!(ran.code, -9, "{}", ran.stderr);
+        repo.call(&["reconcile"]).exits(0);
+        assert_eq!(repo.read(".trinity/journal/old"), "old\nmore\n", "{n}");
+        assert_eq!(repo.read(".trinity/journal/new"), "new\n", "{n}");
+        assert_eq!(repo.read("README.md"), "hello\n", "{n}");
+        assert_eq!(repo.sql("select state from attempt"), "rolled_back");
+    }
+}
+
+/// Every fault point, by its name in the source.
+fn every_point() -> Vec<String> {
+    let source = include_str!("../../src/base/fault.rs");
+    let names = source.lines().filter_map(|line| line.trim().strip_prefix("Self::"));
+    let names: Vec<String> = names
+        .filter_map(|line| Some(line.split_once("=> \"")?.1.split_once('"')?.0.to_owned()))
+        .collect();
+    assert!(names.len() > 15, "is this test blind? {names:?}");
+    names
+}
+
+#[test]
+fn row_09_killed_at_every_recorded_step() {
+    let own = "git add -A; git commit -qm own; echo later > later";
+    let (pass, fail) = (["--check", "true"], ["--check", "echo litter > litter; exit 1"]);
+    let kinds = [
+        (WORK.to_owned(), &pass[..]),
+        (WORK.to_owned(), &fail[..]),
+        (WRECK.to_owned(), &[]),
+        (format!("{WORK}; {own}"), &pass[..]),
+        (format!("{WORK}; {own}; exit 3"), &[]),
+        ("true".to_owned(), &pass[..]),
+    ];
+    for point in every_point() {
+        let mut met = 0;
+        for (script, options) in &kinds {
+            let mut lab = Lab::new();
+            let mut command = lab.repo.run_command(&[JOB, options].concat(), script);
+            let ran = lab.repo.finish(command.env("WORKTX_FAULT", &point));
+            if ran.code != -9 {
+                assert!([0, 10, 11].contains(&ran.code), "{point}: {}", ran.stderr);
+                continue;
+            }
+            met += 1;
+            if !["open_recorded", "base_pinned", "turn_recorded"].contains(&point.as_str())
+                && script != "true"
+            {
+                held(&mut lab);
+            }
+            lab.reconcile();
+            lab.laws();
+            let (state, reason) = lab.state("job", 1);
+            match state.as_str() {
+                "done" => assert_eq!(lab.status_of("job"), "success", "{point}, {script}"),
+                "rolled_back" => lab.as_before(),
+                _ => assert_eq!(reason, "interrupted", "{point}, {script}"),
+            }
+            // And on by the book.
+            let next = lab.repo.run(JOB, "echo next > next").exits(0).json();
+            assert_eq!(next["replayed"], state == "done", "{point}, {script}");
+            lab.laws();
+        }
+        assert!(met > 0, "no run of these meets {point}");
+    }
+}
+
+#[test]
 fn row_09_the_reconcile_is_killed_too() {
     let at = [
         (
@@ -294,7 +472,8 @@ fn row_09_the_reconcile_is_killed_too() {
         for second in seconds {
             let mut lab = Lab::new();
             held(&mut lab);
-            lab.killed_at(first, JOB, script);
+            let options = if script == WORK { &["--check", "test -e new.txt"][..] } else { &[] };
+            lab.killed_at(first, &[JOB, options].concat(), script);
             let ran = lab.repo.finish(lab.reconcile_command().env("WORKTX_FAULT", second));
             assert_eq!(ran.code, -9, "{first}, {second}: {}{}", ran.stdout, ran.stderr);
             lab.reconcile();
@@ -319,7 +498,7 @@ fn row_09_the_turns_own_commits_survive_every_kill() {
     ] {
         let mut lab = Lab::new();
         lab.hold("a\n");
-        lab.killed_at(point, JOB, OWN);
+        lab.killed_at(point, &[JOB, &["--check", "true"]].concat(), OWN);
         lab.reconcile();
         lab.laws();
         assert_eq!(lab.state("job", 1).0, "done", "{point}");
@@ -336,22 +515,4 @@ fn row_09_the_turns_own_commits_survive_every_kill() {
         lab.laws();
         is_rolled_back(&lab);
     }
-}
-
-#[test]
-fn row_14b_an_interrupted_turn_that_committed_is_taken_back_too() {
-    let mut lab = Lab::new();
-    lab.hold("a\n");
-    lab.killed_at(
-        "turn_over",
-        JOB,
-        "echo a > a; git add a; git commit -qm own; echo new > new.txt",
-    );
-    lab.reconcile();
-    assert_eq!(lab.state("job", 1).1, "interrupted");
-    lab.laws();
-    let again = lab.repo.run(JOB, "test ! -e a && echo ok > ok").exits(0).json();
-    assert_eq!(again["attempt"], 2);
-    assert_eq!(lab.repo.git(&["rev-parse", "HEAD~1"]), lab.base);
-    lab.laws();
 }

@@ -1,13 +1,12 @@
 //! Unusual repositories, and what a turn may do to an ordinary one.
 
 use std::fs;
-use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use serde_json::Value;
 
 use crate::lab::Lab;
-use crate::support::{Gate, Repo, has, is_root};
+use crate::support::{Repo, has, is_root};
 
 fn reason_of(document: &Value, talk: &str) -> String {
     format!("{} {} {talk}", document["reason"], document["paths"])
@@ -15,7 +14,7 @@ fn reason_of(document: &Value, talk: &str) -> String {
 
 /// Refused: nothing ran, nothing was touched, and the answer names `word`.
 #[track_caller]
-fn refused(repo: &Repo, word: &str) {
+pub fn refused(repo: &Repo, word: &str) {
     let before = repo.listing();
     let ran = repo.run(&[], "touch ran").exits(21);
     let document = ran.json();
@@ -113,36 +112,6 @@ fn sparse_checkouts_submodules_and_filters_are_refused() {
 }
 
 #[test]
-fn foreign_locks_are_refused_and_never_removed() {
-    for lock in ["index.lock", "HEAD.lock", "refs/heads/main.lock"] {
-        let repo = Repo::new();
-        repo.write(&format!(".git/{lock}"), "theirs\n");
-        refused(&repo, "lock");
-        assert_eq!(repo.read(&format!(".git/{lock}")), "theirs\n");
-    }
-}
-
-#[test]
-fn locks_that_the_turn_leaves_are_quarantined() {
-    for lock in ["index.lock", "HEAD.lock", "refs/heads/main.lock"] {
-        for end in [0, 3] {
-            let lab = Lab::new();
-            let script = format!("echo x > x; echo theirs > .git/{lock}; exit {end}");
-            let ran = lab.repo.run(&["--execution-id", "job"], &script);
-            if end == 0 || lock == "index.lock" && ran.code == 20 {
-                assert_eq!(ran.exits(20).json()["reason"], "foreign_lock", "{lock}");
-                assert_eq!(lab.repo.read("x"), "x\n");
-            } else {
-                ran.exits(10);
-                lab.as_before();
-            }
-            assert_eq!(lab.repo.read(&format!(".git/{lock}")), "theirs\n");
-            assert_eq!(lab.repo.head(), lab.base);
-        }
-    }
-}
-
-#[test]
 fn nested_repositories_that_are_there_at_open_are_outside() {
     let repo = Repo::new();
     let nested = repo.path("vendor/nested");
@@ -168,35 +137,6 @@ fn nested_repositories_that_are_there_at_open_are_outside() {
     repo.git_in(&linked, &["checkout", "-q", "--", "."]);
     repo.finish(repo.run_command(&[], "echo y > y").current_dir(&linked)).exits(0);
     assert_eq!(repo.git(&["show", "side:y"]), "y");
-    repo.fsck();
-}
-
-#[test]
-fn two_linked_worktrees_run_at_once() {
-    let repo = Repo::new();
-    let linked = repo.outside().join("linked");
-    repo.git(&["worktree", "add", "-q", "-b", "side", linked.to_str().expect("text")]);
-    let (ready, go) = (Gate::new(&repo, "ready"), Gate::new(&repo, "go"));
-    let script = format!(
-        "echo a > a; echo > {}; cat {} > /dev/null",
-        ready.path().display(),
-        go.path().display()
-    );
-    let first = repo.spawn(&mut repo.run_command(&["--execution-id", "one"], &script));
-    ready.wait();
-    repo.finish(repo.run_command(&["--execution-id", "two"], "echo b > b").current_dir(&linked))
-        .exits(0);
-    repo.finish(
-        repo.run_command(&["--execution-id", "three"], "echo c > c; git config x.y z; exit 3")
-            .current_dir(&linked),
-    )
-    .exits(10);
-    go.open();
-    Repo::wait(first).exits(0);
-    assert_eq!(repo.git(&["show", "main:a"]), "a");
-    assert_eq!(repo.git(&["show", "side:b"]), "b");
-    assert_eq!(repo.git_in(&linked, &["status", "--porcelain"]), "");
-    assert_eq!(repo.status(), "");
     repo.fsck();
 }
 
@@ -333,40 +273,6 @@ fn files_forced_in_and_taken_out() {
 }
 
 #[test]
-fn other_refs_are_reported_and_left() {
-    let lab = Lab::with(|repo| {
-        repo.git(&["branch", "other"]);
-        repo.git(&["tag", "v1"]);
-        repo.write("README.md", "stashed\n");
-        repo.git(&["stash", "-q"]);
-    });
-    let other = "git branch -f other HEAD~1; git tag -d v1 >/dev/null; git tag v2; git stash clear; git branch made";
-    let document = lab
-        .repo
-        .run(&["--execution-id", "job"], &format!("echo x > x; {other}; exit 3"))
-        .exits(10)
-        .json();
-    assert!(document["warnings"].to_string().contains("refs/heads/other"), "{document}");
-    assert!(document["warnings"].to_string().contains("refs/stash"), "{document}");
-    assert_eq!(lab.repo.git(&["rev-parse", "other"]), lab.repo.git(&["rev-parse", "HEAD~1"]));
-    lab.as_before();
-    lab.laws();
-}
-
-#[test]
-fn every_stash_entry_is_pinned_at_open() {
-    let lab = Lab::with(|repo| {
-        repo.write("README.md", "stashed\n");
-        repo.git(&["stash", "-q"]);
-    });
-    let stash = lab.repo.git(&["rev-parse", "refs/stash"]);
-    lab.repo.run(&[], "git stash clear; exit 3").exits(10);
-    lab.repo.git(&["reflog", "expire", "--expire=now", "--all"]);
-    lab.repo.git(&["gc", "-q", "--prune=now"]);
-    lab.repo.git(&["cat-file", "-e", &stash]);
-}
-
-#[test]
 fn a_stash_by_the_turn() {
     let lab = Lab::new();
     lab.repo.run(&[], "echo x >> README.md; git stash -q; echo y > y").exits(0);
@@ -375,162 +281,6 @@ fn a_stash_by_the_turn() {
     lab.repo.run(&[], "echo x >> README.md; git stash -q -u; exit 3").exits(10);
     assert_eq!(lab.repo.read("notes.txt"), "mine, untracked\n");
     lab.laws();
-}
-
-#[test]
-fn the_branch_and_its_log() {
-    for (script, codes) in [
-        ("rm -rf .git/logs", &[0, 10][..]),
-        ("rm -f .git/logs/refs/heads/main; git commit -q --allow-empty -m own", &[0, 10]),
-        ("git commit -q --allow-empty -m one; git reset -q --hard HEAD~1", &[0, 10]),
-        ("git commit -q --amend -m rewritten", &[20]),
-        ("git pack-refs --all --prune", &[0, 10]),
-        ("git commit -q --allow-empty -m own; git pack-refs --all --prune", &[0, 10]),
-        (
-            "git checkout -q -b other; git commit -q --allow-empty -m own; git checkout -q main; git merge -q other",
-            &[0, 10],
-        ),
-        ("git checkout -q -b other; git checkout -q main", &[0, 10]),
-        ("git gc -q --prune=now", &[0, 10]),
-        ("git repack -adq; git prune --expire=now", &[0, 10]),
-        ("git branch -m renamed", &[20]),
-        ("git symbolic-ref HEAD refs/heads/nowhere", &[20]),
-    ] {
-        for (at, end) in [0, 3].into_iter().enumerate() {
-            let lab = Lab::new();
-            let ran = lab
-                .repo
-                .run(&["--execution-id", "job"], &format!("echo x > x; {script}; exit {end}"));
-            let wanted = codes.get(at).or(codes.first()).expect("has one");
-            assert_eq!(ran.code, *wanted, "{script}, exit {end}: {}", ran.stderr);
-            if ran.code == 10 {
-                lab.as_before();
-                assert_eq!(lab.repo.status(), "?? dangling\n?? notes.txt");
-            }
-            if ran.code == 20 {
-                assert_eq!(lab.repo.read("x"), "x\n");
-            }
-            lab.l3_no_limbo();
-        }
-    }
-}
-
-#[test]
-fn two_ledgers_are_refused() {
-    let repo = Repo::new();
-    repo.run(&[], "true").exits(0);
-    let other = repo.outside().join("state");
-    let ran = repo.finish(repo.run_command(&[], "touch ran").env("WORKTX_STATE_DIR", &other));
-    assert!([1, 21].contains(&ran.code), "{} {}", ran.code, ran.stderr);
-    assert!(!repo.path("ran").exists());
-    assert!(!other.join("ledger.db").exists());
-
-    let repo = Repo::new();
-    let state = repo.outside().join("state");
-    repo.finish(repo.run_command(&[], "echo x > x").env("WORKTX_STATE_DIR", &state)).exits(0);
-    assert!(state.join("ledger.db").exists() && !repo.path(".git/worktx/ledger.db").exists());
-    assert_eq!(fs::metadata(&state).expect("there").mode() & 0o777, 0o700);
-    repo.run(&[], "echo y > y").exits(0);
-    assert!(!repo.path(".git/worktx/ledger.db").exists(), "the pointer is followed");
-    repo.finish(repo.run_command(&[], "true").env("WORKTX_STATE_DIR", repo.path("src/state")))
-        .exits(1);
-
-    // While an attempt runs, with the pointer hidden.
-    let (ready, go) = (Gate::new(&repo, "ready"), Gate::new(&repo, "go"));
-    let script =
-        format!("echo > {}; cat {} > /dev/null", ready.path().display(), go.path().display());
-    let first = repo.spawn(&mut repo.run_command(&[], &script));
-    ready.wait();
-    fs::rename(repo.path(".git/worktx/state-dir"), repo.outside().join("hidden")).expect("moved");
-    let other = repo.outside().join("third");
-    let ran = repo.finish(repo.run_command(&[], "touch ran").env("WORKTX_STATE_DIR", &other));
-    assert!([21, 22].contains(&ran.code), "{} {}", ran.code, ran.stderr);
-    fs::rename(repo.outside().join("hidden"), repo.path(".git/worktx/state-dir")).expect("moved");
-    go.open();
-    Repo::wait(first).exits(0);
-}
-
-#[test]
-fn a_second_ledger_meets_the_marker() {
-    let lab = Lab::new();
-    lab.killed_at("turn_over", &["--execution-id", "job"], "echo x > x");
-    // The first ledger is nowhere to be found.
-    let home = lab.repo.path(".git/worktx");
-    fs::rename(home.join("ledger.db"), lab.repo.outside().join("hidden")).expect("moved");
-    let other = lab.repo.outside().join("other");
-    let ran = lab.repo.finish(
-        lab.repo.run_command(&["--wait", "60s"], "touch ran").env("WORKTX_STATE_DIR", &other),
-    );
-    assert!([1, 21].contains(&ran.code), "{} {}", ran.code, ran.stderr);
-    assert!(!lab.repo.path("ran").exists());
-    // Nor is a new one made at the old place in silence.
-    let ran = lab.repo.run(&["--wait", "60s"], "touch ran");
-    assert!([1, 21].contains(&ran.code), "{} {}", ran.code, ran.stderr);
-    assert!(!lab.repo.path("ran").exists());
-    fs::rename(lab.repo.outside().join("hidden"), home.join("ledger.db")).expect("moved");
-    lab.reconcile();
-    assert_eq!(lab.state("job", 1).1, "interrupted");
-    lab.laws();
-}
-
-#[test]
-fn a_ledger_that_cannot_be_used_is_an_error_before_the_turn() {
-    let repo = Repo::new();
-    repo.run(&[], "true").exits(0);
-    let ledger = repo.path(".git/worktx/ledger.db");
-    let whole = fs::read(&ledger).expect("readable");
-    let ran = |word: &str| {
-        let ran = repo.run(&[], "touch ran");
-        assert_eq!(ran.code, 1, "{word}: {}{}", ran.stdout, ran.stderr);
-        assert!(!repo.path("ran").exists(), "{word}");
-        assert!(ran.stderr.to_lowercase().contains(word), "{word}: {}", ran.stderr);
-    };
-    fs::write(&ledger, &whole[..whole.len() / 2]).expect("written");
-    ran("ledger");
-    fs::write(&ledger, &whole).expect("written");
-    repo.sql("pragma user_version = 99");
-    ran("newer");
-    fs::write(&ledger, &whole).expect("written");
-    {
-        // Locked by another process.
-        let mut sqlite = repo.command("sqlite3");
-        sqlite
-            .arg(&ledger)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped());
-        let mut child = sqlite.spawn().expect("it starts");
-        let mut stdin = child.stdin.take().expect("piped");
-        stdin.write_all(b"begin exclusive; select 'locked';\n").expect("written");
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().expect("piped"))
-            .read_line(&mut line)
-            .expect("read");
-        ran("lock");
-        drop(stdin);
-        child.wait().expect("it ends");
-    }
-    repo.run(&[], "echo x > x").exits(0);
-    assert_eq!(repo.sql("select count(*) from attempt where settled_at is null"), "0");
-}
-
-#[test]
-fn a_lock_file_that_the_turn_unlinks_is_noticed() {
-    for script in
-        ["rm .git/worktx-workspace", "rm .git/worktx-workspace; touch .git/worktx-workspace"]
-    {
-        for end in [0, 3] {
-            let lab = Lab::new();
-            let document = lab
-                .repo
-                .run(&["--execution-id", "job"], &format!("echo x > x; {script}; exit {end}"))
-                .exits(20)
-                .json();
-            assert_eq!(document["reason"], "lock_lost", "{script}");
-            assert_eq!(lab.repo.read("x"), "x\n");
-            assert_eq!(lab.repo.head(), lab.base);
-            lab.laws();
-        }
-    }
 }
 
 #[test]

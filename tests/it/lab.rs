@@ -8,7 +8,106 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::support::{Ran, Repo, listing};
+use crate::support::{Gate, Ran, Repo, has, is_root, listing};
+
+/// The execution that most tests run.
+pub const JOB: &[&str] = &["--execution-id", "job"];
+
+/// What a turn that succeeds does: every kind of change.
+pub const WORK: &str = "echo new > new.txt; echo more >> README.md; rm src/deep/two.txt; \
+                        mkdir -p made/dir; echo in > made/dir/in; ln -sf src link; chmod 644 script.sh";
+
+/// What a turn that fails does: as above, and what git cannot store.
+pub const WRECK: &str = "echo new > new.txt; echo more >> README.md; rm -rf src empty; \
+                         mkdir -p made/dir; echo in > made/dir/in; ln -sf /etc link; chmod 644 script.sh; \
+                         mkfifo pipe; echo changed > notes.txt; rm dangling; mkdir dangling; \
+                         echo deep > dangling/deep; echo blob > src; chmod 755 secret.txt; exit 3";
+
+/// A turn that waits in the middle while the test does something.
+pub struct Midway {
+    pub ready: Gate,
+    pub go: Gate,
+}
+
+impl Midway {
+    pub fn new(lab: &Lab) -> Self {
+        Self::named(&lab.repo, "")
+    }
+
+    /// One of several.
+    pub fn named(repo: &Repo, name: &str) -> Self {
+        let gate = |what: &str| Gate::new(repo, &format!("{what}{name}"));
+        Self { ready: gate("ready"), go: gate("go") }
+    }
+
+    /// What the turn does there.
+    pub fn words(&self) -> String {
+        format!(
+            "echo > {}; cat {} > /dev/null",
+            self.ready.path().display(),
+            self.go.path().display()
+        )
+    }
+
+    /// While the turn waits, the test does something.
+    pub fn meanwhile<T>(&self, what: impl FnOnce() -> T) -> T {
+        self.ready.wait();
+        let done = what();
+        self.go.open();
+        done
+    }
+}
+
+/// A mount that goes with the test.
+pub struct Mounted(String);
+
+impl Mounted {
+    /// Mounts something, or says in `Err` why the test is to be skipped.
+    pub fn new(repo: &Repo, args: &[&str], at: &Path) -> Result<Self, String> {
+        if !is_root() {
+            return Err("mounting needs root".to_owned());
+        }
+        let ran = repo.finish(repo.command("mount").args(args).arg(at).current_dir("/"));
+        if ran.code != 0 {
+            return Err(format!("mount {args:?} does not work: {}", ran.stderr));
+        }
+        Ok(Self(at.display().to_string()))
+    }
+
+    /// One that somebody else made.
+    pub fn by_others(at: &Path) -> Self {
+        Self(at.display().to_string())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
+    }
+}
+
+/// A file or folder that nobody can change, until this is dropped.
+pub struct Immutable(std::path::PathBuf);
+
+impl Immutable {
+    /// `Err` says why the test is to be skipped.
+    pub fn new(path: &Path) -> Result<Self, String> {
+        if !is_root() || !has("chattr") {
+            return Err("an immutable file needs root and chattr".to_owned());
+        }
+        let set = std::process::Command::new("chattr").arg("+i").arg(path).output();
+        match set {
+            Ok(output) if output.status.success() => Ok(Self(path.to_owned())),
+            _ => Err(format!("the file system of {} knows no immutable files", path.display())),
+        }
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
 
 /// A repository, what stood in it, and what must never be lost.
 pub struct Lab {
@@ -29,13 +128,32 @@ pub struct Picture {
     ledger: String,
 }
 
+impl Picture {
+    /// Nothing differs, but inode and time of what lies at or beneath `restored`.
+    #[track_caller]
+    pub fn is_but_for(&self, after: &Self, restored: &[&str]) {
+        assert_eq!((&self.head, &self.index, &self.tree), (&after.head, &after.index, &after.tree));
+        for (path, stat) in &self.stats {
+            let within = restored.iter().any(|r| {
+                path.strip_prefix(r)
+                    .is_some_and(|rest| matches!(rest.as_bytes().first(), None | Some(b'/')))
+            });
+            assert!(within || after.stats.get(path) == Some(stat), "{path} was touched");
+        }
+    }
+}
+
 impl Lab {
     pub fn new() -> Self {
         Self::with(|_| {})
     }
 
     pub fn with(more: impl FnOnce(&Repo)) -> Self {
-        let repo = Repo::new();
+        Self::on(Repo::new(), more)
+    }
+
+    /// In a repository that is there.
+    pub fn on(repo: Repo, more: impl FnOnce(&Repo)) -> Self {
         repo.write("script.sh", "#!/bin/sh\n");
         repo.write("secret.txt", "0600\n");
         fs::set_permissions(repo.path("script.sh"), fs::Permissions::from_mode(0o755))
@@ -55,6 +173,11 @@ impl Lab {
         let mut lab = Self { base: repo.head(), before: repo.listing(), held: Vec::new(), repo };
         lab.hold_tree();
         lab
+    }
+
+    /// With the user's own settings.
+    pub fn with_settings(settings: &str) -> Self {
+        Self::with(|repo| repo.settings(settings))
     }
 
     /// What is in scope now must never be lost.
@@ -120,7 +243,7 @@ impl Lab {
             .collect();
         Picture {
             refs: repo.git(&["for-each-ref", "--format=%(refname) %(objectname)"]),
-            head: fs::read_to_string(repo.path(".git/HEAD")).expect("readable"),
+            head: fs::read_to_string(repo.git_dir().join("HEAD")).expect("readable"),
             index: repo.git(&["ls-files", "-s", "-v"]),
             tree,
             stats,
@@ -148,7 +271,7 @@ impl Lab {
             .collect();
         let on_disk = listing_bytes(&repo.root)
             .into_iter()
-            .chain(listing_bytes(&repo.path(".git/worktx/spill")))
+            .chain(listing_bytes(&repo.git_dir().join("worktx/spill")))
             .collect::<BTreeSet<_>>();
         for bytes in &self.held {
             let id = self.blob_id(bytes);
@@ -221,9 +344,9 @@ impl Lab {
     #[track_caller]
     pub fn nothing_is_left_over(&self) {
         let tree = self.repo.listing();
-        let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx")).collect();
+        let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx-tmp")).collect();
         assert!(temporary.is_empty(), "{temporary:?}");
-        let locks: Vec<_> = listing(&self.repo.path(".git"))
+        let locks: Vec<_> = listing(&self.repo.git_dir())
             .into_keys()
             .filter(|p| p.ends_with(".lock") || p.starts_with("worktx/prepared/"))
             .collect();

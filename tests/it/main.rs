@@ -16,10 +16,17 @@
 
 mod attacks;
 mod crash;
-mod crash_more;
+mod crash_cancel;
+mod crash_check;
+mod crash_disk;
+mod crash_ledger;
+mod crash_others;
+mod crash_start;
+mod crash_turn;
 mod edges;
 mod lab;
 mod readers;
+mod reconcile;
 mod run;
 mod support;
 mod tidy;

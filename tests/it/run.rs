@@ -95,21 +95,6 @@ fn the_post_check_cannot_leave_anything() {
 }
 
 #[test]
-fn the_captured_post_check_runs_and_a_changed_one_is_refused() {
-    let repo = Repo::new();
-    repo.script(".worktx/post-check", "#!/bin/sh\nexit 1\n");
-    repo.git(&["add", "-A"]);
-    repo.git(&["commit", "-qm", "check"]);
-    let before = repo.listing();
-    let rewrite = "printf '#!/bin/sh\\nexit 0\\n' > .worktx/post-check";
-    let document = repo.run(&[], rewrite).exits(11).json();
-    assert_eq!(document["reason"], "post_check_changed");
-    assert_eq!(repo.listing(), before);
-    let document = repo.run(&[], "echo x > x").exits(11).json();
-    assert_eq!(document["reason"], "post_check_failed");
-}
-
-#[test]
 fn nothing_to_commit_is_a_success() {
     let repo = Repo::new();
     let head = repo.head();
@@ -118,28 +103,6 @@ fn nothing_to_commit_is_a_success() {
     assert_eq!(document["reason"], "nothing_to_commit");
     assert_eq!(repo.head(), head);
     assert_eq!(document["commit"], head.as_str());
-}
-
-#[test]
-fn a_dirty_workspace_is_refused_and_can_be_run_unprotected() {
-    let repo = Repo::new();
-    repo.write("README.md", "changed\n");
-    let before = repo.listing();
-    let document = repo.run(&[], "touch ran").exits(21).json();
-    assert_eq!(document["outcome"], "refused");
-    assert_eq!(document["attempt"], serde_json::Value::Null);
-    assert!(document["paths"].to_string().contains("README.md"), "{document}");
-    assert_eq!(repo.listing(), before);
-    assert_eq!(repo.sql("select count(*) from attempt"), "0");
-
-    repo.git(&["add", "README.md"]);
-    repo.run(&[], "touch ran").exits(21);
-
-    let document = repo.run(&["--on-dirty", "run"], "touch ran").exits(0).json();
-    assert_eq!(document["outcome"], "unprotected");
-    assert!(repo.path("ran").exists());
-    repo.run(&["--on-dirty", "run"], "exit 4").exits(10);
-    repo.run(&["--on-dirty", "capture"], "true").exits(2);
 }
 
 #[test]
@@ -250,49 +213,6 @@ fn a_daemon_is_dead_before_the_tree_is_touched() {
 }
 
 #[test]
-fn the_turns_own_commits_stay_on_success_and_are_rewound_on_failure() {
-    let repo = Repo::new();
-    let base = repo.head();
-    let commit = "echo a > a; git add a; git commit -qm 'by the turn'; echo b > b";
-    let document = repo.run(&[], &format!("{commit}; exit 1")).exits(10).json();
-    assert_eq!(repo.head(), base);
-    assert_eq!(repo.status(), "");
-    assert!(!repo.path("a").exists() && !repo.path("b").exists());
-    let discarded = document["refs"]["discarded"][0].as_str().expect("a ref").to_owned();
-    assert_eq!(repo.git(&["show", &format!("{discarded}:a")]), "a");
-
-    repo.run(&[], commit).exits(0);
-    assert_eq!(repo.git(&["rev-parse", "HEAD~2"]), base);
-    assert_eq!(repo.git(&["log", "-1", "--format=%s", "HEAD~1"]), "by the turn");
-    assert_eq!(repo.git(&["show", "HEAD:b"]), "b");
-    assert_eq!(repo.status(), "");
-
-    let all = "echo c > c; git add c; git commit -qm 'all of it'";
-    let document = repo.run(&[], all).exits(0).json();
-    assert_eq!(repo.git(&["log", "-1", "--format=%s"]), "all of it");
-    assert_eq!(document["commit"], repo.head().as_str());
-    repo.fsck();
-}
-
-#[test]
-fn a_branch_that_nobody_vouches_for_is_quarantined() {
-    for script in [
-        "git checkout -q -b elsewhere",
-        "git checkout -q --detach",
-        "git update-ref refs/heads/main $(git commit-tree -m forged HEAD^{tree} -p HEAD)",
-        "git commit -q --allow-empty -m one && git update-ref -d refs/heads/main",
-    ] {
-        let repo = Repo::new();
-        let document = repo.run(&[], &format!("echo x > x; {script}")).exits(20).json();
-        assert_eq!(document["outcome"], "quarantined", "{script}");
-        assert!(repo.path("x").exists(), "{script}");
-        repo.run(&[], "true").exits(21);
-        let id = document["execution_id"].as_str().expect("text");
-        assert!(repo.call(&["show", id]).exits(0).stdout.contains("resolve"), "{script}");
-    }
-}
-
-#[test]
 fn a_linked_worktree_and_a_detached_head_work() {
     let repo = Repo::new();
     let linked = repo.outside().join("linked");
@@ -313,23 +233,6 @@ fn a_linked_worktree_and_a_detached_head_work() {
     assert_eq!(repo.git(&["rev-parse", "main"]), before);
     assert_eq!(repo.head(), document["commit"].as_str().expect("text"));
     assert_eq!(repo.status(), "");
-}
-
-#[test]
-fn a_busy_workspace_is_busy_and_can_be_waited_for() {
-    let repo = Repo::new();
-    let (ready, go) = (Gate::new(&repo, "ready"), Gate::new(&repo, "go"));
-    let script =
-        format!("echo > {}; cat {} > /dev/null", ready.path().display(), go.path().display());
-    let first = repo.spawn(&mut repo.run_command(&[], &script));
-    ready.wait();
-    let document = repo.run(&[], "true").exits(22).json();
-    assert_eq!(document["outcome"], "busy");
-    let second = repo.spawn(&mut repo.run_command(&["--wait", "60s"], "echo x > x"));
-    go.open();
-    Repo::wait(first).exits(0);
-    Repo::wait(second).exits(0);
-    assert_eq!(repo.git(&["show", "HEAD:x"]), "x");
 }
 
 #[test]

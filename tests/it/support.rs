@@ -58,13 +58,18 @@ impl Repo {
     pub fn new() -> Self {
         let repo = Self::bare_home();
         repo.git(&["init", "-q", "-b", "main", "."]);
-        repo.write("README.md", "hello\n");
-        repo.write("src/lib.rs", "fn one() {}\n");
-        repo.write("src/deep/two.txt", "two\n");
-        repo.write(".gitignore", "ignored/\n*.log\n");
-        repo.git(&["add", "-A"]);
-        repo.git(&["commit", "-q", "-m", "first"]);
+        repo.first_commit();
         repo
+    }
+
+    /// The first commit of every repository here.
+    pub fn first_commit(&self) {
+        self.write("README.md", "hello\n");
+        self.write("src/lib.rs", "fn one() {}\n");
+        self.write("src/deep/two.txt", "two\n");
+        self.write(".gitignore", "ignored/\n*.log\n");
+        self.git(&["add", "-A"]);
+        self.git(&["commit", "-q", "-m", "first"]);
     }
 
     /// A home and an empty folder.
@@ -88,6 +93,13 @@ impl Repo {
     /// A folder beside the repository.
     pub fn outside(&self) -> PathBuf {
         self.dir.path().canonicalize().expect("there")
+    }
+
+    /// Writes the user's configuration file.
+    pub fn settings(&self, text: &str) {
+        let config = self.home().join(".config/worktx/config.toml");
+        fs::create_dir_all(config.parent().expect("has one")).expect("a folder");
+        fs::write(config, text).expect("written");
     }
 
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
@@ -208,6 +220,15 @@ impl Repo {
         run(&["write-tree"])
     }
 
+    /// The git directory, also where `.git` is a file that names it.
+    pub fn git_dir(&self) -> PathBuf {
+        let own = self.root.join(".git");
+        match fs::read_to_string(&own) {
+            Ok(text) => PathBuf::from(text.trim_start_matches("gitdir: ").trim_end()),
+            Err(_) => own,
+        }
+    }
+
     /// The repository is sound.
     #[track_caller]
     pub fn fsck(&self) {
@@ -226,7 +247,10 @@ impl Repo {
     /// A question to the ledger, by sqlite3.
     #[track_caller]
     pub fn sql(&self, query: &str) -> String {
-        let ledger = self.root.join(".git/worktx/ledger.db");
+        let home = self.git_dir().join("worktx");
+        let state = fs::read_to_string(home.join("state-dir"))
+            .map_or(home, |text| PathBuf::from(text.trim_end()));
+        let ledger = state.join("ledger.db");
         let output =
             self.hermetic("sqlite3").arg(&ledger).arg(query).output().expect("sqlite3 starts");
         let ran = Ran::of(output);
@@ -307,6 +331,12 @@ impl Gate {
         let mut file = fs::OpenOptions::new().write(true).open(&self.path).expect("opened");
         file.write_all(b"go\n").expect("written");
     }
+}
+
+/// A search path on which hooks find the binary under test.
+pub fn path_with_worktx() -> String {
+    let bin = Path::new(WORKTX).parent().expect("has one");
+    format!("{}:{}", bin.display(), std::env::var("PATH").expect("set"))
 }
 
 pub fn is_root() -> bool {

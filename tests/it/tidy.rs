@@ -176,3 +176,84 @@ fn links_of_the_documents_lead_somewhere() {
     assert!(seen > 20, "only {seen} links were found: is this test blind?");
     assert!(dead.is_empty(), "links that lead nowhere:\n{}", dead.join("\n"));
 }
+
+/// The rows of the crash matrix. Each is a fault; a test for it is named after it.
+const ROWS: [(&str, &str); 29] = [
+    ("01", "killed before the turn starts"),
+    ("02", "the coordinator killed mid-turn"),
+    ("02b", "coordinator and supervisor killed mid-turn"),
+    ("03", "killed between post-check and gate"),
+    ("03b", "killed between gate and branch"),
+    ("03c", "won, and promotion is impossible"),
+    ("04", "killed after the branch moved"),
+    ("05", "killed mid-rollback"),
+    ("06", "a dirty base"),
+    ("07", "cancelled while committing"),
+    ("08", "the restore fails"),
+    ("09", "killed at every recorded step"),
+    ("10", "another process mid-turn"),
+    ("11", "a person edits a file"),
+    ("12", "dispatched again after a failed attempt"),
+    ("13", "re-delivered while the turn still runs"),
+    ("14", "the turn switches branch, rewrites history, moves other refs"),
+    ("14b", "the turn commits on its own branch"),
+    ("15", "symlinks"),
+    ("16", "writes into a mount below the root"),
+    ("17", "the disk is full"),
+    ("18", "success"),
+    ("19", "the turn fails or times out"),
+    ("20", "the post-check fails, hangs, is killed, is missing, was edited"),
+    ("21", "journal and failure memory after a rollback"),
+    ("22", "the ledger is busy, locked, read-only, corrupt, newer"),
+    ("23", "two at once"),
+    ("23b", "a late terminal of an earlier attempt"),
+    ("24", "stale locks"),
+];
+
+/// The tests of the crash matrix: every file here that has to do with crashes.
+fn matrix_tests() -> Vec<String> {
+    let mut names = Vec::new();
+    for (_, text) in sources(&root().join("tests/it")) {
+        for line in text.lines().filter_map(|line| line.strip_prefix("fn row_")) {
+            names.push(line.split('(').next().unwrap_or_default().to_owned());
+        }
+    }
+    names
+}
+
+#[test]
+fn every_row_of_the_crash_matrix_has_a_test_and_every_test_a_row() {
+    let tests = matrix_tests();
+    let row_of = |test: &String| test.split('_').next().unwrap_or_default().to_owned();
+    let missing: Vec<_> =
+        ROWS.iter().filter(|(row, _)| !tests.iter().any(|test| row_of(test) == *row)).collect();
+    assert!(missing.is_empty(), "rows without a test: {missing:?}");
+    let strange: Vec<_> =
+        tests.iter().filter(|t| !ROWS.iter().any(|(row, _)| *row == row_of(t))).collect();
+    assert!(strange.is_empty(), "tests of rows that are not in the matrix: {strange:?}");
+}
+
+#[test]
+fn every_fault_point_is_used_by_a_test_of_the_matrix() {
+    let source = fs::read_to_string(root().join("src/base/fault.rs")).expect("readable");
+    let points: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Self::"))
+        .filter_map(|line| line.split_once("=> \"")?.1.split_once('"').map(|(name, _)| name))
+        .collect();
+    assert!(points.len() > 15, "only {} points were found: is this test blind?", points.len());
+    let mut text = String::new();
+    for (path, file) in sources(&root().join("tests/it")) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("crash") {
+            text.push_str(&file);
+        }
+    }
+    let unused: Vec<_> = points
+        .iter()
+        .filter(|point| {
+            !text.contains(&format!("\"{point}\"")) && !text.contains(&format!("\"{point}:"))
+        })
+        .collect();
+    assert!(unused.is_empty(), "fault points that no row names: {unused:?}");
+}
