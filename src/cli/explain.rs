@@ -5,6 +5,7 @@
 //! One sentence for each reason; the details stand in the document beside it.
 
 use crate::coordinator::documents::ShownAttempt;
+use crate::coordinator::words;
 use crate::tx::state::StateTag;
 
 /// The sentences about an attempt that an operator has to decide about; none about another.
@@ -12,7 +13,7 @@ pub fn explain(attempt: &ShownAttempt) -> Vec<String> {
     if attempt.state != StateTag::Quarantined {
         return Vec::new();
     }
-    let mut lines = vec![reason(attempt.reason.as_deref().unwrap_or_default()).to_owned()];
+    let mut lines = vec![words::quarantine(attempt.reason.as_deref().unwrap_or_default()).to_owned()];
     lines.push(match attempt.held {
         Some(StateTag::Committing | StateTag::CommittedFs) if won(attempt) => {
             "Its success stands: it is never undone, it only has to land.".to_owned()
@@ -44,51 +45,8 @@ fn won(attempt: &ShownAttempt) -> bool {
 }
 
 fn meaning(command: &str) -> Option<String> {
-    let word = [
-        ("--adopt", "--adopt takes the work: it is sealed as it stands, validated, and lands."),
-        ("--discard", "--discard keeps the work under a ref and brings the base back."),
-        ("--keep", "--keep keeps the work under a ref, leaves the tree, and says FAILED."),
-        ("reconcile", "reconcile completes it as soon as the way is free."),
-    ];
-    word.iter().find(|(option, _)| command.contains(option)).map(|(_, text)| (*text).to_owned())
-}
-
-/// What a quarantine reason means.
-pub fn reason(word: &str) -> &'static str {
-    match word {
-        "interrupted" => {
-            "A crash cut the command off: nobody can say what it would have left. Running the same \
-             execution again also ends this, if nothing here has changed since."
-        }
-        "writer_unproven" => {
-            "A process of the command may still be writing: nothing is touched until it is proven \
-             dead, or you say so."
-        }
-        "promote_blocked" => "It won, and the branch could not be moved to its commit.",
-        "restore_blocked" => "The base could not be brought back whole: something is in the way.",
-        "seal_blocked" => "What stands there could not be pinned, so nothing of it was undone.",
-        "branch_moved" => {
-            "The branch is somewhere that the command is not known to have moved it to."
-        }
-        "index_changed" => "Somebody changed the index after the work was sealed.",
-        "foreign_lock" => "A lock of git that is not worktx's was in the way.",
-        "drift" => "Files changed after the seal, and not by this attempt.",
-        "unstable" => "Files kept changing although every process of the command is dead.",
-        "gate_unknown" => "The verdict was asked for and did not come.",
-        "post_check_unstartable" => "worktx could not start its copy of the post-check.",
-        "post_check_changed" => "The post-check is not the one that was captured at the start.",
-        "post_check_touched_git" => "The post-check changed HEAD, the branch or the index.",
-        "git_changed" => {
-            "The command changed hooks, configuration or alternates of the git directory."
-        }
-        "workspace_damaged" => "The git directory, or the work tree, is not what it was.",
-        "lock_lost" => "The file of the workspace lock was exchanged while the lock was held.",
-        "verdict_mismatch" => {
-            "The execution's row, the branch and the journal contradict each other."
-        }
-        "adopt_failed" => "It was to be adopted, and the post-check or the gate said no.",
-        _ => "It was stopped for a reason that this worktx does not know.",
-    }
+    let name = command.split(' ').find(|word| word.starts_with("--")).unwrap_or("reconcile");
+    words::command(command).map(|text| format!("{name} {text}."))
 }
 
 #[cfg(test)]
@@ -150,9 +108,9 @@ mod tests {
             Q::VerdictMismatch,
             Q::AdoptFailed { why: why() },
         ];
-        let unknown = reason("no such word");
+        let unknown = words::quarantine("no such word");
         for word in reasons.iter().map(Q::as_str) {
-            assert_ne!(reason(word), unknown, "{word}");
+            assert_ne!(words::quarantine(word), unknown, "{word}");
         }
     }
 }

@@ -276,6 +276,9 @@ pub struct ReconcileDocument {
     pub left: u32,
     /// Each of them.
     pub attempts: Vec<ReconciledAttempt>,
+    /// What a person should know.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
 }
 
 /// An attempt that reconcile looked at.
@@ -306,6 +309,9 @@ pub struct ResolveDocument {
     pub schema: u32,
     /// Each attempt that was decided about.
     pub attempts: Vec<ResolvedAttempt>,
+    /// What a person should know.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
 }
 
 /// An attempt that an operator decided about.
@@ -323,6 +329,9 @@ pub struct ResolvedAttempt {
     pub state: StateTag,
     /// What stands in the row.
     pub execution_status: Option<Status>,
+    /// What the gate said: `won` or `lost`; `null` where it was not asked.
+    #[serde(default)]
+    pub verdict: Option<String>,
     /// Why it could not be settled.
     pub detail: Option<String>,
     /// Which refs keep what.

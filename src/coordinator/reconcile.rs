@@ -17,11 +17,12 @@ use super::context::Context;
 use super::documents::{ReconcileDocument, ReconciledAttempt};
 use super::drive::{Driver, Live, Stop};
 use super::error::Failure;
+use super::notify;
 use super::outcome::SCHEMA;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::git::lockfile;
-use crate::git::workspace::Workspace;
+use crate::journal::{Attempt, Filter};
 use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
@@ -41,35 +42,49 @@ pub fn reconcile(
 ) -> Result<ReconcileDocument, Failure> {
     let mut document = empty();
     let workspace = session.workspace.id();
-    for attempt in session.ledger.unsettled(Some(&workspace))? {
-        let from = attempt.tag()?;
-        let spec: AttemptSpec = attempt.spec()?;
-        let owner = attempt.owner()?;
-        let record = attempt.record()?;
-        if from == StateTag::Quarantined && Phase::of(&record.state) == Phase::QuarantinedOther {
-            count(&mut document, from, &attempt.key, &spec, &record.state);
-            continue;
+    let unsettled = session.ledger.unsettled(Some(&workspace))?;
+    if unsettled.is_empty() {
+        // A crash may have come between the end of the last attempt and the word about it.
+        let last = Filter { workspace: Some(workspace), limit: Some(1), ..Filter::default() };
+        if let Some(attempt) = session.ledger.attempts(&last)?.first() {
+            document.warnings = notify::tell(&mut driver(session, signals, attempt)?);
         }
-        session.ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
-        let mut driver = Driver {
-            session: &mut *session,
-            key: attempt.key.clone(),
-            spec,
-            record,
-            rev: attempt.rev,
-            live: Live::with_environment(),
-            signals,
-        };
-        let wanted = again == Some(&attempt.key.execution);
-        driver.reconcile_one(wanted)?;
-        let state = driver.record.state.clone();
-        let spec = driver.spec.clone();
-        count(&mut document, from, &attempt.key, &spec, &state);
+        return Ok(document);
+    }
+    for attempt in unsettled {
+        let from = attempt.tag()?;
+        let owner = attempt.owner()?;
+        let mut driver = driver(session, signals, &attempt)?;
+        let held = Phase::of(driver.state()) == Phase::QuarantinedOther;
+        if from != StateTag::Quarantined || !held {
+            let ledger = &mut driver.session.ledger;
+            ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
+            driver.reconcile_one(again == Some(&attempt.key.execution))?;
+        }
+        document.warnings.extend(notify::tell(&mut driver));
+        count(&mut document, from, &attempt.key, &driver.spec, &driver.record.state);
     }
     if document.left == 0 && document.quarantined == 0 && !document.attempts.is_empty() {
         lockfile::clear_marker(&session.lock)?;
     }
     Ok(document)
+}
+
+/// Takes an attempt up as the ledger has it.
+pub(super) fn driver<'s>(
+    session: &'s mut Session,
+    signals: Signals,
+    attempt: &Attempt,
+) -> Result<Driver<'s>, Failure> {
+    Ok(Driver {
+        session,
+        key: attempt.key.clone(),
+        spec: attempt.spec()?,
+        record: attempt.record()?,
+        rev: attempt.rev,
+        live: Live::with_environment(),
+        signals,
+    })
 }
 
 /// Settles every work tree of a repository that has something unsettled and that is there.
@@ -88,14 +103,7 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
     roots.sort();
     roots.dedup_by(|a, b| a.0 == b.0);
     for (id, root) in roots {
-        let (workspace, place) = if id == context.workspace.id() {
-            (context.workspace.clone(), context.place.clone())
-        } else {
-            let workspace = Workspace::discover(&root)?;
-            let wanted = Some(context.place.state.as_path());
-            let place = super::session::find_place(&workspace, wanted)?;
-            (workspace, place)
-        };
+        let (workspace, place) = context.work_tree(&id, &root)?;
         let done = match Session::open(workspace, place, "reconcile", None) {
             Ok(mut session) => reconcile(&mut session, signals, None)?,
             Err(Failure::Busy { .. }) => left(context, &id)?,
@@ -106,6 +114,7 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
         all.quarantined += done.quarantined;
         all.left += done.left;
         all.attempts.extend(done.attempts);
+        all.warnings.extend(done.warnings);
     }
     Ok(all)
 }
@@ -118,6 +127,7 @@ const fn empty() -> ReconcileDocument {
         quarantined: 0,
         left: 0,
         attempts: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
