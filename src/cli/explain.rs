@@ -13,7 +13,8 @@ pub fn explain(attempt: &ShownAttempt) -> Vec<String> {
     if attempt.state != StateTag::Quarantined {
         return Vec::new();
     }
-    let mut lines = vec![words::quarantine(attempt.reason.as_deref().unwrap_or_default()).to_owned()];
+    let mut lines =
+        vec![words::quarantine(attempt.reason.as_deref().unwrap_or_default()).to_owned()];
     lines.push(match attempt.held {
         Some(StateTag::Committing | StateTag::CommittedFs) if won(attempt) => {
             "Its success stands: it is never undone, it only has to land.".to_owned()

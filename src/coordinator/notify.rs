@@ -109,27 +109,26 @@ pub(super) fn tell(driver: &mut Driver<'_>) -> Vec<Warning> {
         return Vec::new();
     }
     let told = told(driver);
-    let notices = notices(driver, &told);
-    if notices.is_empty() {
-        return Vec::new();
-    }
-    fault::point(Point::ToBeTold);
     let mut warnings = Vec::new();
     let mut said = None;
-    for notice in notices {
+    for notice in notices(driver, &told) {
         let what = notice.what();
         let before = told.iter().rev().find(|(word, _)| *word == what);
         let before = before.map(|(_, ways)| ways.clone()).unwrap_or_default();
         let mut now = before.clone();
-        if let Some(path) = operator.queue_file.as_deref().filter(|_| Ways::is_open(before.queue.as_ref()))
-        {
+        let path = operator.queue_file.as_deref();
+        let path = path.filter(|_| Ways::is_open(before.queue.as_ref()));
+        let words = operator.command.as_deref().filter(|_| notice != Notice::Settled);
+        let words = words.filter(|_| Ways::is_open(before.command.as_ref()));
+        if path.is_none() && words.is_none() {
+            continue;
+        }
+        fault::point(Point::ToBeTold);
+        if let Some(path) = path {
             let done = enter(driver, path, &notice);
             now.queue = Some(done.err().unwrap_or_else(|| DONE.to_owned()));
         }
-        if let Some(words) =
-            operator.command.as_deref().filter(|_| Ways::is_open(before.command.as_ref()))
-            && notice != Notice::Settled
-        {
+        if let Some(words) = words {
             // One run tells all of it: the document is the same.
             let done = said.get_or_insert_with(|| say(driver, words)).clone();
             now.command = Some(done.err().unwrap_or_else(|| DONE.to_owned()));
@@ -299,7 +298,11 @@ fn question(driver: &Driver<'_>, commands: &[String]) -> Map<String, Value> {
         Some(after.split(' ').next().unwrap_or_default().to_owned())
     };
     let options: Vec<String> = commands.iter().filter_map(option).collect();
-    let mut text = format!("{} The command was `{}`.", words::quarantine(reason.as_str()), spec.command_line());
+    let mut text = format!(
+        "{} The command was `{}`.",
+        words::quarantine(reason.as_str()),
+        spec.command_line()
+    );
     if let Some(detail) = reason.detail().filter(|detail| !detail.is_empty()) {
         text.push_str(&format!("\n\nDetail: {detail}"));
     }
@@ -365,7 +368,8 @@ fn may_lie(driver: &Driver<'_>, path: &Path) -> Result<bool, String> {
     let unsure = |why: String| format!("whether it is ignored cannot be told: {why}");
     let session = &driver.session;
     let snapshot = session.manifest.load().map_err(|error| unsure(chain(&error)))?;
-    let base = view::base_rules(&session.store, &snapshot).map_err(|error| unsure(chain(&error)))?;
+    let base =
+        view::base_rules(&session.store, &snapshot).map_err(|error| unsure(chain(&error)))?;
     let rules = view::rules(&driver.spec);
     let outside = |path: &RepoPath| -> Result<bool, String> {
         if snapshot.get(path).is_some() {
@@ -422,8 +426,7 @@ fn say(driver: &mut Driver<'_>, words: &str) -> Result<(), String> {
         by_signals: false,
         ..Bounds::default()
     };
-    let over =
-        waiting.run(&bounds, &mut Requests { signals: driver.signals, poll: &mut || None });
+    let over = waiting.run(&bounds, &mut Requests { signals: driver.signals, poll: &mut || None });
     match (over.ended_by, over.result.exit_code, over.result.signal) {
         (EndedBy::Timeout, ..) => {
             Err(format!("its command was ended after {} s", TIMEOUT.as_secs()))

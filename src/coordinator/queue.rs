@@ -67,7 +67,9 @@ pub(super) enum QueueError {
     #[error("somebody else kept writing it")]
     Busy,
     /// Nothing can be written beside it without being in the way of the transaction.
-    #[error("it is on another file system, and a file beside it would be in the transaction's scope")]
+    #[error(
+        "it is on another file system, and a file beside it would be in the transaction's scope"
+    )]
     NoRoom,
     /// The system said no.
     #[error("{0}")]

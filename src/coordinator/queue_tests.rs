@@ -55,7 +55,8 @@ fn add(place: &Place, id: &str) -> Result<bool, QueueError> {
 #[test]
 fn what_is_not_ours_stays_byte_for_byte() {
     let lab = Lab::new();
-    let theirs = "{ \"id\":\"a\",  \"n\": 12345678901234567890123, \"f\": 1.0e2, \"u\": \"\\u00e9\" }";
+    let theirs =
+        "{ \"id\":\"a\",  \"n\": 12345678901234567890123, \"f\": 1.0e2, \"u\": \"\\u00e9\" }";
     lab.write(format!(
         "{{\"zzz\": [1,  2], \"$schema\": \"operator-queue-v1\", \"requests\": [ {theirs} , 7, null], \"aaa\": true}}"
     ));
@@ -93,8 +94,15 @@ fn a_missing_file_is_made() {
 #[test]
 fn what_cannot_be_understood_is_left_alone() {
     for text in [
-        "", "{", "[]", "null", "{} {}", "{\"requests\": {}}", "{\"requests\": [], \"requests\": []}",
-        "{\"$schema\": \"operator-queue-v2\", \"requests\": []}", "\u{feff}{}",
+        "",
+        "{",
+        "[]",
+        "null",
+        "{} {}",
+        "{\"requests\": {}}",
+        "{\"requests\": [], \"requests\": []}",
+        "{\"$schema\": \"operator-queue-v2\", \"requests\": []}",
+        "\u{feff}{}",
     ] {
         let lab = Lab::new();
         lab.write(text);

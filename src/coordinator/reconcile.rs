@@ -21,6 +21,7 @@ use super::notify;
 use super::outcome::SCHEMA;
 use super::session::Session;
 use super::spec::AttemptSpec;
+use crate::config::Operator;
 use crate::git::lockfile;
 use crate::journal::{Attempt, Filter};
 use crate::process::{self, Death, Signals};
@@ -99,6 +100,14 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
         .into_iter()
         .map(|attempt| (attempt.workspace.id, attempt.workspace.root))
         .collect();
+    let own = context.workspace.id();
+    let last = Filter { workspace: Some(own.clone()), limit: Some(1), ..Filter::default() };
+    if let Some(attempt) = ledger.attempts(&last)?.first()
+        && attempt.spec::<AttemptSpec>()?.operator != Operator::default()
+    {
+        // Settled or not: somebody may still have to be told of it.
+        roots.push((own, attempt.workspace.root.clone()));
+    }
     drop(ledger);
     roots.sort();
     roots.dedup_by(|a, b| a.0 == b.0);

@@ -19,6 +19,7 @@ mod crash;
 mod crash_more;
 mod edges;
 mod lab;
+mod operator;
 mod readers;
 mod run;
 mod support;
