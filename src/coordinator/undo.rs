@@ -77,7 +77,8 @@ impl Driver<'_> {
         let base_pin_tree = self.session.store.commit(base_pin)?.tree;
 
         let begun_before = !self.record.pins.discarded.is_empty();
-        let pinned = match self.record.pins.discarded.last().cloned() {
+        let own = self.record.pins.discarded.iter().skip(self.record.earlier_discarded);
+        let pinned = match own.last().cloned() {
             Some(pin) => {
                 self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))?;
                 held_by_pin(&self.session.store, base_pin_tree, pin.id)?
