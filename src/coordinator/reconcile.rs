@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::context::Context;
 use super::documents::{ReconcileDocument, ReconciledAttempt};
-use super::drive::{Driver, Live, Stop};
+use super::drive::{Driver, Live, Stop, chain};
 use super::error::Failure;
 use super::notify;
 use super::outcome::SCHEMA;
@@ -27,6 +27,7 @@ use crate::journal::{Attempt, Filter};
 use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
+use crate::tx::record::Warning;
 use crate::tx::recovery::{self, Decision, OwnerSeen, Phase, PinFirst};
 use crate::tx::state::{StateTag, TxEvent, TxState, Undo};
 use crate::tx::writer::{DeathProof, ProvenDead, TurnResult};
@@ -112,20 +113,35 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
     roots.sort();
     roots.dedup_by(|a, b| a.0 == b.0);
     for (id, root) in roots {
-        let (workspace, place) = context.work_tree(&id, &root)?;
+        let (workspace, place) = match context.work_tree(&id, &root) {
+            Ok(found) => found,
+            Err(failure) => {
+                // Its tree is gone or elsewhere: that keeps no other from being settled.
+                let message = format!("{} was left: {}", root.display(), chain(&failure));
+                all.warnings.push(Warning { code: "no_work_tree".to_owned(), message });
+                all.add(left(context, &id)?);
+                continue;
+            }
+        };
         let done = match Session::open(workspace, place, "reconcile", None) {
             Ok(mut session) => reconcile(&mut session, signals, None)?,
             Err(Failure::Busy { .. }) => left(context, &id)?,
             Err(failure) => return Err(failure),
         };
-        all.rolled_forward += done.rolled_forward;
-        all.rolled_back += done.rolled_back;
-        all.quarantined += done.quarantined;
-        all.left += done.left;
-        all.attempts.extend(done.attempts);
-        all.warnings.extend(done.warnings);
+        all.add(done);
     }
     Ok(all)
+}
+
+impl ReconcileDocument {
+    fn add(&mut self, other: Self) {
+        self.rolled_forward += other.rolled_forward;
+        self.rolled_back += other.rolled_back;
+        self.quarantined += other.quarantined;
+        self.left += other.left;
+        self.attempts.extend(other.attempts);
+        self.warnings.extend(other.warnings);
+    }
 }
 
 const fn empty() -> ReconcileDocument {
