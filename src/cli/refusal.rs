@@ -101,8 +101,11 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
             format!("untracked files are beyond limits.{limit}: {found}, allowed are {allowed}"),
             "ignore them, list them in `[scope] exclude`, or raise `[limits]`",
         ),
-        R::Quarantined { attempt, reason } => {
-            let hint = format!("worktx show {}", attempt.execution);
+        R::Quarantined { attempt, reason, commands } => {
+            let mut hint = format!("worktx show {}", attempt.execution);
+            if !commands.is_empty() {
+                hint.push_str(&format!(" explains it; then: {}", commands.join(", or ")));
+            }
             return (format!("attempt {attempt} is quarantined here: {reason}"), Some(hint));
         }
         R::FilterDriver { driver, .. } => (

@@ -17,6 +17,7 @@ pub mod drive;
 pub mod error;
 mod gitdir;
 pub mod guard;
+mod held;
 pub mod init;
 mod notify;
 mod observe;

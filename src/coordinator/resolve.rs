@@ -19,7 +19,7 @@ use super::outcome::RefsDocument;
 use super::rescue::PinKind;
 use super::session::Session;
 use super::turn::branch_moved;
-use super::{notify, reconcile, view};
+use super::{held, notify, reconcile, view};
 use crate::base::fault::{self, Point};
 use crate::gate::{EmbeddedGate, Gate as _};
 use crate::git::lockfile;
@@ -32,7 +32,7 @@ use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::Warning;
 use crate::tx::recovery::{OwnerSeen, WriterSeen};
 use crate::tx::state::{TxEvent, TxState};
-use crate::tx::verdict::{Status, Terminal, TerminalStatus, Verdict, judge};
+use crate::tx::verdict::{Status, Terminal, TerminalStatus, Verdict};
 use crate::tx::writer::ProvenDead;
 
 /// What an operator decides.
@@ -156,6 +156,9 @@ impl Driver<'_> {
                 *verdict = Some(self.ask_failed()?);
                 let cause = Cause::Discarded;
                 let detail = json!({ "reason": cause.reason(), "death": death.how() });
+                // An undo that could not be finished has pinned what stood there then. What stands
+                // there now is discarded too, as nobody's but this attempt's.
+                self.record.earlier_discarded = self.record.pins.discarded.len();
                 self.apply(TxEvent::TakenBack { cause, death, tip }, &detail)?;
                 self.drive()?;
             }
@@ -228,14 +231,7 @@ impl Driver<'_> {
     /// the gate is asked before anything lands.
     fn would_lose(&mut self) -> Result<Option<String>, Stop> {
         let row = self.row()?;
-        let named = row.as_ref().and_then(|row| row.success).map(|claim| claim.candidate);
-        let ask = Terminal {
-            status: TerminalStatus::Success(named.unwrap_or(self.spec.base)),
-            from: Some(self.key.attempt),
-            claim_token: self.spec.claim_token.clone(),
-            error: None,
-        };
-        if judge(row.as_ref(), &ask) {
+        if !held::would_lose(&self.key, &self.spec, row.as_ref()) {
             return Ok(None);
         }
         Ok(Some(match row {

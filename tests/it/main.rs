@@ -21,6 +21,7 @@ mod edges;
 mod lab;
 mod operator;
 mod readers;
+mod resolve;
 mod run;
 mod support;
 mod tidy;
