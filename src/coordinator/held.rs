@@ -219,14 +219,21 @@ pub(super) fn commands(
             && now != seal.sealed_head
         {
             steps.push(Step {
-                command: format!("git branch kept-{}-{} {now}", key.execution.short(), key.attempt),
+                command: format!(
+                    "git branch kept-{}-{} {}",
+                    key.execution.short(),
+                    key.attempt,
+                    now.short()
+                ),
                 what: "keeps what stands on the branch now".to_owned(),
             });
             steps.push(Step {
-                command: format!("git update-ref {branch} {} {now}", seal.sealed_head),
-                what: "puts the branch back to where the work was sealed, and touches no file; \
-                       or merge the candidate into it"
-                    .to_owned(),
+                command: format!(
+                    "git update-ref {branch} {} {}",
+                    seal.sealed_head.short(),
+                    now.short()
+                ),
+                what: "puts it back to where the work was sealed, and touches no file".to_owned(),
             });
         }
         return (steps, all);

@@ -19,6 +19,7 @@ mod gitdir;
 pub mod guard;
 mod held;
 pub mod init;
+mod leftovers;
 mod notify;
 mod observe;
 pub mod outcome;

@@ -293,6 +293,7 @@ fn question(driver: &Driver<'_>, commands: &[String]) -> Map<String, Value> {
     let TxState::Quarantined { reason, .. } = driver.state() else { return Map::new() };
     let (key, spec) = (&driver.key, &driver.spec);
     let root = spec.workspace.root().display().to_string();
+    let won = driver.state().is_past_commit_point();
     let option = |command: &String| {
         let (_, after) = command.split_once(" --")?;
         Some(after.split(' ').next().unwrap_or_default().to_owned())
@@ -310,7 +311,7 @@ fn question(driver: &Driver<'_>, commands: &[String]) -> Map<String, Value> {
     text.push_str("\n\nThen run one of these there. An answer in this queue changes nothing.");
     for command in commands {
         text.push_str(&format!("\n- `{command}`"));
-        if let Some(meaning) = words::command(command) {
+        if let Some(meaning) = words::command(command, won) {
             text.push_str(&format!(": {meaning}"));
         }
     }

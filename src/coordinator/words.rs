@@ -43,8 +43,14 @@ pub fn quarantine(word: &str) -> &'static str {
             "A process of the command may still be writing: nothing is touched until it is proven \
              dead, or you say so."
         }
-        "promote_blocked" => "It won, and the branch could not be moved to its commit.",
-        "restore_blocked" => "The base could not be brought back whole: something is in the way.",
+        "promote_blocked" => {
+            "It won, and the branch could not be moved to its commit. Once it can, or contains the \
+             commit by a merge, it completes."
+        }
+        "restore_blocked" => {
+            "The base could not be brought back whole: something is in the way. Once that is gone, \
+             --discard goes on."
+        }
         "seal_blocked" => "What stands there could not be pinned, so nothing of it was undone.",
         "branch_moved" => {
             "The branch is somewhere that the command is not known to have moved it to."
@@ -70,8 +76,12 @@ pub fn quarantine(word: &str) -> &'static str {
     }
 }
 
-/// What a command that settles a quarantine does; `None` for another command.
-pub fn command(command: &str) -> Option<&'static str> {
+/// What a command that settles a quarantine does; `None` for another command. `won` is of an
+/// attempt whose success stands.
+pub fn command(command: &str, won: bool) -> Option<&'static str> {
+    if won && command.contains("--adopt") {
+        return Some("does the same, of this attempt alone");
+    }
     let word = [
         ("--adopt", "takes the work: it is sealed as it stands, validated, and lands"),
         ("--discard", "keeps the work under a ref and brings the base back"),

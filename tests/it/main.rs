@@ -23,5 +23,6 @@ mod operator;
 mod readers;
 mod resolve;
 mod run;
+mod shown;
 mod support;
 mod tidy;
