@@ -23,6 +23,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::config::Operator;
 use crate::git::lockfile;
+use crate::git::locks;
 use crate::journal::{Attempt, Filter};
 use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
@@ -63,6 +64,7 @@ pub fn reconcile(
             ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
             driver.reconcile_one(again == Some(&attempt.key.execution))?;
         }
+        driver.give_locks_back()?;
         document.warnings.extend(notify::tell(&mut driver));
         count(&mut document, from, &attempt.key, &driver.spec, &driver.record.state);
     }
@@ -287,6 +289,17 @@ impl Driver<'_> {
                     && !self.state().tag().is_settled())
             }
         }
+    }
+
+    /// Of what is held for an operator nothing may keep git from the branch: they have to be able
+    /// to merge, or to move it. Only locks that a crash of this very attempt left are meant.
+    fn give_locks_back(&self) -> Result<(), Failure> {
+        let is_held = matches!(self.state(), TxState::Quarantined { .. });
+        if is_held {
+            let target = self.session.target(&self.key, self.spec.branch.as_ref());
+            locks::give_back_own(&target)?;
+        }
+        Ok(())
     }
 
     fn recorded_death(&self) -> Option<ProvenDead> {

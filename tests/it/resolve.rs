@@ -220,6 +220,10 @@ fn promote_blocked(script: &str) -> (Lab, String) {
     fs::write(lab.repo.path(".git/refs/heads/main"), format!("{other}\n")).expect("written");
     lab.reconcile();
     assert_eq!(lab.state("job", 1).1, "promote_blocked");
+    // Whoever is to merge can: no lock of the crashed attempt is in their way.
+    for lock in ["HEAD.lock", "index.lock", "refs/heads/main.lock"] {
+        assert!(!lab.repo.path(".git").join(lock).exists(), "{lock}");
+    }
     (lab, other)
 }
 
@@ -239,7 +243,7 @@ fn promote_blocked_only_completes_by_whatever_merge() {
     let tree = lab.repo.git(&["merge-tree", "--write-tree", &other, &candidate]);
     let merge =
         lab.repo.git(&["commit-tree", "-p", &other, "-p", &candidate, "-m", "merged", &tree]);
-    fs::write(lab.repo.path(".git/refs/heads/main"), format!("{merge}\n")).expect("written");
+    lab.repo.git(&["update-ref", "refs/heads/main", &merge, &other]);
     let document = lab.repo.call(&["reconcile", "--json"]).exits(0).json();
     assert_eq!(document["rolled_forward"], 1, "{document:#}");
     assert_eq!(lab.state("job", 1).0, "done");
@@ -253,7 +257,7 @@ fn a_success_that_the_turn_committed_itself_is_past_when_others_build_on_it() {
     let lab = Lab::new();
     lab.killed_at("gate_won", JOB, "echo x > x; git add x; git commit -qm own");
     for lock in ["HEAD.lock", "index.lock", "refs/heads/main.lock"] {
-        // A container start does that.
+        // The start of a container does that.
         let _ = fs::remove_file(lab.repo.path(".git").join(lock));
     }
     lab.repo.git(&["commit", "-q", "--allow-empty", "-m", "on top"]);
