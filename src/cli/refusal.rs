@@ -102,10 +102,11 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
             "ignore them, list them in `[scope] exclude`, or raise `[limits]`",
         ),
         R::Quarantined { attempt, reason, commands } => {
-            let mut hint = format!("worktx show {}", attempt.execution);
-            if !commands.is_empty() {
-                hint.push_str(&format!(" explains it; then: {}", commands.join(", or ")));
-            }
+            let show = format!("worktx show {}", attempt.execution);
+            let hint = match commands.len() {
+                0 => show,
+                _ => format!("{show} explains it; then: {}", commands.join(", or ")),
+            };
             return (format!("attempt {attempt} is quarantined here: {reason}"), Some(hint));
         }
         R::FilterDriver { driver, .. } => (

@@ -16,6 +16,7 @@
 //! - Requests that are done with stay in the file until somebody tidies it.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -305,14 +306,14 @@ fn question(driver: &Driver<'_>, commands: &[String]) -> Map<String, Value> {
         spec.command_line()
     );
     if let Some(detail) = reason.detail().filter(|detail| !detail.is_empty()) {
-        text.push_str(&format!("\n\nDetail: {detail}"));
+        let _ = write!(text, "\n\nDetail: {detail}");
     }
-    text.push_str(&format!("\n\nIn `{root}`, look: `worktx show {}`", key.execution));
+    let _ = write!(text, "\n\nIn `{root}`, look: `worktx show {}`", key.execution);
     text.push_str("\n\nThen run one of these there. An answer in this queue changes nothing.");
     for command in commands {
-        text.push_str(&format!("\n- `{command}`"));
+        let _ = write!(text, "\n- `{command}`");
         if let Some(meaning) = words::command(command, won) {
-            text.push_str(&format!(": {meaning}"));
+            let _ = write!(text, ": {meaning}");
         }
     }
     object(json!({

@@ -246,7 +246,7 @@ impl Place {
             if bytes.len() as u64 > LIMIT {
                 return Err(QueueError::Full);
             }
-            if self.put(&bytes, before)? {
+            if self.put(&bytes, before.as_ref())? {
                 return Ok(true);
             }
         }
@@ -282,14 +282,14 @@ impl Place {
     }
 
     /// Puts the bytes in the place of what was read; `false` where something else stands there.
-    fn put(&self, bytes: &[u8], before: Option<Found>) -> Result<bool, QueueError> {
+    fn put(&self, bytes: &[u8], before: Option<&Found>) -> Result<bool, QueueError> {
         let aside = rustix::fs::openat(
             CWD,
             &self.aside,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        match self.put_by(&aside, OsStr::new("operator-queue.new"), bytes, before.as_ref()) {
+        match self.put_by(&aside, OsStr::new("operator-queue.new"), bytes, before) {
             Err(QueueError::Io(error)) if error.kind() == io::ErrorKind::CrossesDevices => {
                 if !self.beside {
                     return Err(QueueError::NoRoom);
@@ -297,7 +297,7 @@ impl Place {
                 let mut name = OsString::from(".");
                 name.push(&self.name);
                 name.push(format!(".worktx-{}", std::process::id()));
-                self.put_by(&self.folder, &name, bytes, before.as_ref())
+                self.put_by(&self.folder, &name, bytes, before)
             }
             done => done,
         }

@@ -144,7 +144,7 @@ fn no_link_is_followed_and_no_pipe_waited_for() {
     std::fs::remove_file(lab.path()).expect("removed");
 
     let fifo = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(CWD, &lab.path(), fifo, Mode::RWXU, 0).expect("made");
+    rustix::fs::mknodat(CWD, lab.path(), fifo, Mode::RWXU, 0).expect("made");
     assert!(matches!(add(&lab.place(), "a"), Err(QueueError::NotAFile)));
     std::fs::remove_file(lab.path()).expect("removed");
     std::fs::create_dir(lab.path()).expect("made");
