@@ -8,8 +8,6 @@
 //! An operator's decision vouches for a branch that still descends from the base; where HEAD is on
 //! another branch, they have to go back to it first.
 
-use std::collections::HashSet;
-
 use serde_json::json;
 
 use super::documents::ResolvedAttempt;
@@ -19,6 +17,7 @@ use super::outcome::RefsDocument;
 use super::rescue::PinKind;
 use super::session::Session;
 use super::turn::branch_moved;
+use super::undo::too_large;
 use super::{held, notify, reconcile, view};
 use crate::base::fault::{self, Point};
 use crate::gate::{EmbeddedGate, Gate as _};
@@ -284,7 +283,16 @@ impl Driver<'_> {
         let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
         let onto = self.session.store.commit(base_pin)?.tree;
         let parent = tip.unwrap_or(self.spec.base);
-        self.pin_changes(PinKind::Rescue, &scan.changes, onto, &[parent], &HashSet::new())?;
+        // As in a rollback: what is beyond the limits is not hashed into git's objects. It stays in
+        // the tree.
+        let large = too_large(&scan.changes, &self.spec.settings.limits, false);
+        if !large.is_empty() {
+            let count = large.len();
+            let message =
+                format!("{count} paths are beyond the limits: they stay, and are not pinned");
+            self.record.warn("not_pinned", message);
+        }
+        self.pin_changes(PinKind::Rescue, &scan.changes, onto, &[parent], &large)?;
         Ok(())
     }
 

@@ -439,7 +439,7 @@ pub(super) fn lock_stop(error: LockError) -> Stop {
 
 /// What a turn created beyond the limits: moved aside unread instead of being pinned. With
 /// `listed`, new directories stand for everything beneath them.
-fn too_large(changes: &[Change], limits: &Limits, listed: bool) -> HashSet<RepoPath> {
+pub(super) fn too_large(changes: &[Change], limits: &Limits, listed: bool) -> HashSet<RepoPath> {
     let mut large = HashSet::new();
     let mut rest: Vec<(&Change, u64)> = Vec::new();
     for change in changes {

@@ -279,6 +279,24 @@ fn a_queue_in_the_work_tree_has_to_be_ignored() {
 }
 
 #[test]
+fn a_root_reached_by_a_symlink_hides_no_scope() {
+    let repo = Repo::new();
+    let link = repo.outside().join("link");
+    symlink(&repo.root, &link).expect("made");
+    configure(&repo, &format!("[operator]\nqueue_file = \"{}\"\n", link.join("q.json").display()));
+    for root in [&link, &repo.root] {
+        let mut run = repo.worktx(&["--workspace", root.to_str().expect("text"), "run", "--json"]);
+        run.args(JOB).args(["--", "sh", "-c", MOVE]);
+        let ran = repo.finish(&mut run).exits(20);
+        warns(&ran, "operator_queue", "in the scope of the transaction");
+        assert!(!repo.path("q.json").exists());
+        repo.git(&["symbolic-ref", "HEAD", "refs/heads/main"]);
+        repo.git(&["branch", "-q", "-D", "elsewhere"]);
+        repo.call(&["resolve", "job", "--discard"]).exits(0);
+    }
+}
+
+#[test]
 fn the_settings_are_those_of_the_opening() {
     let repo = told();
     let script = format!(

@@ -156,6 +156,27 @@ fn keep_pins_leaves_the_tree_and_says_failed() {
 }
 
 #[test]
+fn keep_pins_within_the_limits_and_leaves_the_rest_in_the_tree() {
+    let lab = Lab::with(|repo| {
+        let config = repo.home().join(".config/worktx/config.toml");
+        fs::create_dir_all(config.parent().expect("has one")).expect("made");
+        fs::write(config, "[limits]\nfile = \"64KiB\"\n").expect("written");
+    });
+    lab.killed_at("turn_over", JOB, "echo x > x; head -c 100000 /dev/zero > large");
+    lab.reconcile();
+    let before = looks(&lab);
+    let done = first(&resolve(&lab, &["--keep"]).exits(0));
+    assert_eq!(looks(&lab), before);
+    let pin = done["refs"]["rescue"][0].as_str().expect("a ref");
+    let held = lab.repo.git(&["ls-tree", "--name-only", pin]);
+    assert!(held.contains("x\n") || held.ends_with('x'), "{held}");
+    assert!(!held.contains("large"), "{held}");
+    let shown = lab.repo.call(&["show", "job"]).exits(0).stdout;
+    assert!(shown.contains("beyond the limits"), "{shown}");
+    lab.laws();
+}
+
+#[test]
 fn neither_discard_nor_keep_where_the_row_names_this_attempt() {
     let lab = interrupted(&[], WORK);
     lab.repo.sql(&format!(
