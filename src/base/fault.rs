@@ -44,6 +44,12 @@ pub enum Point {
     FileRestored,
     /// The tree is the base again, nothing is recorded of it.
     Restored,
+    /// An operator has to know of something that is recorded, and was not told.
+    ToBeTold,
+    /// An operator was told; that is not recorded.
+    Told,
+    /// An operator's `--keep`: everything is pinned and the row is asked, nothing is recorded.
+    KeptPinned,
 }
 
 impl Point {
@@ -67,6 +73,9 @@ impl Point {
             Self::DiscardedPinned => "discarded_pinned",
             Self::FileRestored => "file_restored",
             Self::Restored => "restored",
+            Self::ToBeTold => "to_be_told",
+            Self::Told => "told",
+            Self::KeptPinned => "kept_pinned",
         }
     }
 }

@@ -239,19 +239,19 @@ pub struct ResolveArgs {
     #[arg(value_name = "ID", required_unless_present = "all")]
     pub id: Option<String>,
     /// Seal the tree as it stands, validate it, and let it land
-    #[arg(long, group = "decision")]
+    #[arg(long, group = "decision", conflicts_with = "all")]
     pub adopt: bool,
     /// Pin what stands there, then restore the base
     #[arg(long, group = "decision")]
     pub discard: bool,
     /// Pin what stands there, leave it, and call the execution failed
-    #[arg(long, group = "decision")]
+    #[arg(long, group = "decision", conflicts_with = "all")]
     pub keep: bool,
-    /// Every quarantined attempt of the reason given by --reason
+    /// Every attempt of the repository that is quarantined for --reason; with --discard only
     #[arg(long, requires = "reason", conflicts_with = "id")]
     pub all: bool,
     /// The reason to look for
-    #[arg(long, value_name = "REASON")]
+    #[arg(long, value_name = "REASON", requires = "all")]
     pub reason: Option<String>,
     /// Your word that nobody of the turn writes any more; it is recorded
     #[arg(long)]

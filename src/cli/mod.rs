@@ -10,6 +10,7 @@ pub mod args;
 mod cancel;
 mod completions;
 mod demo;
+mod detail;
 mod diff;
 #[cfg(test)]
 mod docs_tests;

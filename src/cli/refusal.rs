@@ -101,8 +101,12 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
             format!("untracked files are beyond limits.{limit}: {found}, allowed are {allowed}"),
             "ignore them, list them in `[scope] exclude`, or raise `[limits]`",
         ),
-        R::Quarantined { attempt, reason } => {
-            let hint = format!("worktx show {}", attempt.execution);
+        R::Quarantined { attempt, reason, commands } => {
+            let show = format!("worktx show {}", attempt.execution);
+            let hint = match commands.len() {
+                0 => show,
+                _ => format!("{show} explains it; then: {}", commands.join(", or ")),
+            };
             return (format!("attempt {attempt} is quarantined here: {reason}"), Some(hint));
         }
         R::FilterDriver { driver, .. } => (

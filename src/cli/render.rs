@@ -83,7 +83,12 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
                 why(outcome),
                 style.faint(format!("({id}{attempt})"))
             );
-            line!(out, "  nothing was touched; to see what is known and to settle it:");
+            let begun = matches!(
+                outcome.reason.as_deref(),
+                Some("restore_blocked" | "promote_blocked" | "drift")
+            );
+            let touched = if begun { "it stays as it is now" } else { "nothing was touched" };
+            line!(out, "  {touched}; to see what is known and to settle it:");
             line!(out, "    worktx show {id}");
         }
         OutcomeWord::Unprotected => {
@@ -237,15 +242,24 @@ fn attempts_table(style: Style, attempts: &[ListedAttempt]) -> String {
                 a.execution_id.to_string(),
                 a.attempt.to_string(),
                 state_word(style, a.state),
-                a.reason
-                    .clone()
-                    .unwrap_or_else(|| if a.running { "running".into() } else { String::new() }),
+                standing(a),
                 seconds(&a.started_at),
                 shorten(&neutral(&a.command), 60),
             ]
         })
         .collect();
     style.table(&["execution", "attempt", "state", "reason", "started", "command"], rows) + "\n"
+}
+
+/// The reason; and of what is on its way, whether anybody is at it.
+fn standing(a: &ListedAttempt) -> String {
+    let at_work = match (a.state.is_settled() || a.state == StateTag::Quarantined, a.running) {
+        (true, _) => None,
+        (false, true) => Some("running"),
+        (false, false) => Some("left by a crash"),
+    };
+    let parts: Vec<&str> = a.reason.as_deref().into_iter().chain(at_work).collect();
+    parts.join(", ")
 }
 
 /// A time without its fraction of a second, for tables.
@@ -272,15 +286,17 @@ pub fn show(style: Style, document: &ShowDocument) -> String {
     }
     for attempt in &document.attempts {
         line!(out);
-        shown_attempt(&mut out, style, attempt);
+        shown_attempt(&mut out, style, document, attempt);
     }
     out
 }
 
-fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
+fn shown_attempt(out: &mut String, style: Style, document: &ShowDocument, a: &ShownAttempt) {
     line!(out, "attempt {}: {}", a.attempt, state_word(style, a.state));
     if let Some(reason) = &a.reason {
-        let detail = a.detail.as_deref().map_or_else(String::new, |d| format!(": {}", neutral(d)));
+        // What is held says it in whole sentences below.
+        let detail = a.detail.as_deref().filter(|_| a.state != StateTag::Quarantined);
+        let detail = detail.map_or_else(String::new, |d| format!(": {}", neutral(d)));
         line!(out, "  reason     {reason}{detail}");
     }
     if let Some(held) = a.held {
@@ -330,7 +346,8 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
             }
         }
     }
-    if let Some(writer) = a.writer.as_ref().filter(|_| !a.state.is_settled()) {
+    let is_held = a.state == StateTag::Quarantined;
+    if let Some(writer) = a.writer.as_ref().filter(|_| !a.state.is_settled() && !is_held) {
         line!(
             out,
             "  writer     pid {} under supervisor {}",
@@ -339,11 +356,14 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
         );
     }
     line!(out, "  started    {}", a.started_at);
+    if is_held {
+        line!(out, "  held since {}", a.updated_at);
+    }
     if let Some(settled) = &a.settled_at {
         line!(out, "  settled    {settled}");
     }
     let refs = a.refs.base.iter().chain(&a.refs.candidate);
-    for name in refs.chain(&a.refs.discarded).chain(&a.refs.rescue) {
+    for name in refs.chain(&a.refs.discarded).chain(&a.refs.rescue).filter(|_| !is_held) {
         line!(out, "  kept in    {name}");
     }
     paths(
@@ -354,10 +374,10 @@ fn shown_attempt(out: &mut String, style: Style, a: &ShownAttempt) {
     for warning in &a.warnings {
         line!(out, "  {} {}", style.notice("warning:"), neutral(&warning.message));
     }
-    for text in super::explain::explain(a) {
+    for text in super::explain::explain(document, a) {
         line!(out, "  {text}");
     }
-    if !a.commands.is_empty() {
+    if !a.commands.is_empty() && !is_held {
         let what = if a.running { "to end it:" } else { "to settle it, one of:" };
         line!(out, "  {what}");
         for command in &a.commands {
@@ -384,17 +404,12 @@ pub fn events(style: Style, document: &EventsDocument) -> String {
                 (_, Some(to)) => to.clone(),
                 _ => String::new(),
             };
-            let detail = match &e.detail {
-                serde_json::Value::Null => String::new(),
-                serde_json::Value::Object(map) if map.is_empty() => String::new(),
-                other => shorten(&neutral(&other.to_string()), 100),
-            };
             vec![
                 e.at.clone(),
                 e.attempt.map_or_else(|| "-".to_owned(), |n| n.to_string()),
                 e.event.clone(),
                 states,
-                detail,
+                super::detail::detail(&e.detail),
             ]
         })
         .collect();
@@ -458,6 +473,9 @@ pub fn diff_names(document: &DiffDocument) -> String {
 /// `reconcile`
 pub fn reconcile(style: Style, d: &ReconcileDocument) -> String {
     let mut out = String::new();
+    for warning in &d.warnings {
+        line!(out, "{} {}", style.notice("warning:"), neutral(&warning.message));
+    }
     if d.attempts.is_empty() {
         line!(out, "nothing to reconcile: every attempt is settled");
         return out;
@@ -509,6 +527,9 @@ pub fn resolve(style: Style, d: &ResolveDocument) -> String {
     }
     if d.attempts.is_empty() {
         line!(out, "nothing to resolve");
+    }
+    for warning in &d.warnings {
+        line!(out, "{} {}", style.notice("warning:"), neutral(&warning.message));
     }
     out
 }

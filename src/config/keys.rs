@@ -7,15 +7,15 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::value::{show_duration, show_size};
 use crate::tx::post_check::PostCheckChoice;
 use crate::tx::settings::Settings;
 
-/// `[operator]`: how an operator is told. Kept for the part that tells them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// `[operator]`: how an operator is told. Captured at open, like everything that runs a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operator {
     /// The platform's queue file, absolute.
     pub queue_file: Option<PathBuf>,
@@ -345,13 +345,13 @@ pub static KEYS: &[Key] = &[
         "operator.queue_file",
         No,
         slot!(Path, operator.queue_file),
-        "The operator queue of the platform: requests are added to this file.",
+        "The operator queue of the platform: what an operator has to decide is added to this file.",
     ),
     key(
         "operator.command",
         No,
         slot!(Text, operator.command),
-        "A command for `sh -c` that tells an operator.",
+        "A command for `sh -c` that tells an operator; it gets the outcome on its standard input.",
     ),
 ];
 

@@ -10,7 +10,7 @@ use super::error::Failure;
 use super::rescue::pin_stop;
 use super::seal::{hex, signature};
 use super::session::Session;
-use super::{policy, view};
+use super::{policy, query, view};
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::gitconfig::Identity;
 use crate::git::index::{Index, IndexError};
@@ -57,15 +57,15 @@ impl Begin<'_> {
             session.ledger.unsettled(Some(&session.workspace.id()))?.into_iter().next()
         {
             let record = attempt.record()?;
-            if let TxState::Quarantined { reason, .. } = &record.state {
-                return Err(refused(vec![Refusal::Quarantined {
-                    attempt: attempt.key,
-                    reason: reason.as_str().to_owned(),
-                }]));
-            }
+            let reason = match &record.state {
+                TxState::Quarantined { reason, .. } => reason.as_str(),
+                other => other.tag().as_str(),
+            };
+            let row = session.ledger.execution(&attempt.key.execution)?.map(|found| found.row);
             return Err(refused(vec![Refusal::Quarantined {
+                reason: reason.to_owned(),
+                commands: query::commands(&attempt.key, &record.state, row.as_ref(), false),
                 attempt: attempt.key,
-                reason: record.state.tag().as_str().to_owned(),
             }]));
         }
         let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)

@@ -25,7 +25,7 @@ use super::place::{PRIVATE_DIR, PRIVATE_FILE, temporary_name};
 use super::seal::hex;
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::{reconcile, retention, trace};
+use super::{notify, reconcile, retention, trace};
 use crate::base::durable;
 use crate::config::Loaded;
 use crate::git::gitconfig::GitEnv;
@@ -281,6 +281,7 @@ impl Begin<'_> {
             settle_by: self.request.settle_by.clone(),
             other_refs: gitdir::other_refs(&session.refs)?,
             previous,
+            operator: notify::capture(&self.loaded.values.operator),
         };
         let mut record = AttemptRecord::open();
         record.pins.base = Some(Pin { name: prefix.base(&key), id: base_pin });
@@ -363,8 +364,10 @@ impl Begin<'_> {
         let settled = driver.state().tag().is_settled();
         let status = driver.row().ok().flatten().map(|row| row.status);
         let facts = driver.spec.facts(&driver.key);
-        let outcome = Outcome::of(facts, &driver.record, status)
+        let mut outcome = Outcome::of(facts, &driver.record, status)
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
+        let warnings = notify::tell(&mut driver);
+        outcome.warnings.extend(warnings);
         if settled {
             lockfile::clear_marker(&session.lock)?;
         }

@@ -285,12 +285,12 @@ impl Driver<'_> {
 
     /// The branch has gone on from the candidate.
     fn is_past_candidate(&self, seal: &Seal) -> Result<bool, Stop> {
+        // Also where the candidate is the turn's own last commit, and nothing had to be moved.
         let now = self.session.refs.get(&self.branch_ref())?;
-        Ok(seal.has_new_commit()
-            && now.is_some_and(|now| {
-                now != seal.candidate
-                    && self.session.store.is_descendant(now, seal.candidate).unwrap_or(false)
-            }))
+        Ok(now.is_some_and(|now| {
+            now != seal.candidate
+                && self.session.store.is_descendant(now, seal.candidate).unwrap_or(false)
+        }))
     }
 
     fn move_branch(&mut self, seal: &Seal, held: &locks::HeldLocks, won: &Won) -> Result<(), Stop> {

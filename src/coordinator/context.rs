@@ -105,6 +105,22 @@ impl Context {
         })
     }
 
+    /// Another work tree of the repository, or this one: by what the ledger knows of it.
+    pub fn work_tree(&self, id: &str, root: &Path) -> Result<(Workspace, Place), Failure> {
+        if id == self.workspace.id() {
+            return Ok((self.workspace.clone(), self.place.clone()));
+        }
+        let workspace = Workspace::discover(root)?;
+        if workspace.id() != id {
+            return Err(Failure::impossible(
+                format!("{} is another work tree than it was", root.display()),
+                "git worktree list",
+            ));
+        }
+        let place = session::find_place(&workspace, Some(self.place.state.as_path()))?;
+        Ok((workspace, place))
+    }
+
     /// Tells worktx's own locks of git from others', by their being the same file as a prepared
     /// one.
     pub fn own_locks(&self) -> impl Fn(&Path) -> bool + use<> {

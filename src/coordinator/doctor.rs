@@ -13,6 +13,7 @@ use super::context::Context;
 use super::documents::{DoctorCheck, DoctorDocument};
 use super::drive::chain;
 use super::init::{classify, hooks_folder};
+use super::leftovers::leftovers;
 use super::outcome::SCHEMA;
 use super::query::is_running;
 use crate::git::gitconfig::GitConfig;
@@ -65,6 +66,14 @@ pub fn doctor(context: &Context) -> DoctorDocument {
     state(context, &mut checks);
     let ledger = ledger(context, &mut checks);
     locks(context, &mut checks);
+    if !lockfile::is_held(context.workspace.git_dir()).unwrap_or(false) {
+        for found in leftovers(context, ledger.as_ref()) {
+            match found.hint {
+                None => checks.ok(found.name, found.text),
+                Some(hint) => checks.warning(found.name, found.text, &hint),
+            }
+        }
+    }
     if let Some(ledger) = &ledger {
         attempts(context, ledger, &mut checks);
     }
@@ -261,8 +270,9 @@ fn attempts(context: &Context, ledger: &Ledger, checks: &mut Checks) {
                 continue;
             }
         };
-        if let TxState::Quarantined { reason, .. } = &record.state {
-            let text = format!("{key} is quarantined: {}", reason.as_str());
+        if let TxState::Quarantined { held, reason, .. } = &record.state {
+            let begun = if held.has_begun_undo() { ", its rollback is half done" } else { "" };
+            let text = format!("{key} is quarantined: {}{begun}", reason.as_str());
             checks.problem("attempts", text, &format!("worktx show {}", key.execution));
         } else if !attempt.is_settled() && !is_running(attempt).unwrap_or(false) {
             let text = format!("{key} is {} and nobody drives it", attempt.state);

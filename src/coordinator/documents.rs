@@ -65,6 +65,12 @@ pub struct ShowDocument {
     pub execution_status: Option<Status>,
     /// The error that stands in its row.
     pub error: Option<String>,
+    /// The attempt that may write a terminal into its row.
+    #[serde(default)]
+    pub current_attempt: Option<AttemptNo>,
+    /// The attempt that a SUCCESS in its row names.
+    #[serde(default)]
+    pub success_attempt: Option<AttemptNo>,
     /// Its attempts, oldest first.
     pub attempts: Vec<ShownAttempt>,
 }
@@ -118,6 +124,79 @@ pub struct ShownAttempt {
     pub running: bool,
     /// The commands that settle it, where it is quarantined.
     pub commands: Vec<String>,
+    /// What has to be done before some of them are not refused.
+    #[serde(default)]
+    pub first: Vec<Step>,
+    /// What is to be seen of it now, where it is quarantined.
+    #[serde(default)]
+    pub seen: Option<SeenDocument>,
+    /// Why that could not be looked at.
+    #[serde(default)]
+    pub seen_error: Option<String>,
+}
+
+/// A command and what it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Step {
+    /// To be typed.
+    pub command: String,
+    /// What it does.
+    pub what: String,
+}
+
+/// What is to be seen of a quarantined attempt.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct SeenDocument {
+    /// Its processes.
+    pub writer: SeenWriter,
+    /// Its branch.
+    pub branch: SeenBranch,
+    /// Its tree; `null` where it could not be looked at.
+    pub tree: Option<SeenTree>,
+    /// Why it could not.
+    pub tree_error: Option<String>,
+}
+
+/// Whether anybody of a turn may still write.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct SeenWriter {
+    /// `dead`, `alive` or `unproven`.
+    pub state: String,
+    /// Who lives, or why it cannot be told.
+    pub detail: Option<String>,
+}
+
+/// Where the branch of an attempt stands.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct SeenBranch {
+    /// What HEAD is on: a branch, or a commit.
+    pub head: String,
+    /// Whether that is where the attempt began.
+    pub head_is_on_it: bool,
+    /// Where the branch stands.
+    pub commit: Option<Oid>,
+    /// What that is: `base`, `sealed` (where it was sealed), `candidate`, `past_candidate`,
+    /// `past_base` (it descends from the base), `elsewhere` or `gone`.
+    pub at: String,
+}
+
+/// What a tree holds, of the paths that the turn or anybody else changed.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct SeenTree {
+    /// Whether there is a candidate to compare with.
+    pub has_candidate: bool,
+    /// Changed by the turn, and as in the base again.
+    pub at_base: u64,
+    /// As the turn left them.
+    pub at_candidate: u64,
+    /// Neither; without a candidate: all that differ from the base.
+    pub neither: u64,
+    /// The first of `at_base`.
+    pub base_paths: Vec<RepoPath>,
+    /// The first of `at_candidate`.
+    pub candidate_paths: Vec<RepoPath>,
+    /// The first of `neither`.
+    pub neither_paths: Vec<RepoPath>,
 }
 
 /// `events`
@@ -276,6 +355,9 @@ pub struct ReconcileDocument {
     pub left: u32,
     /// Each of them.
     pub attempts: Vec<ReconciledAttempt>,
+    /// What a person should know.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
 }
 
 /// An attempt that reconcile looked at.
@@ -306,6 +388,9 @@ pub struct ResolveDocument {
     pub schema: u32,
     /// Each attempt that was decided about.
     pub attempts: Vec<ResolvedAttempt>,
+    /// What a person should know.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
 }
 
 /// An attempt that an operator decided about.
@@ -323,6 +408,9 @@ pub struct ResolvedAttempt {
     pub state: StateTag,
     /// What stands in the row.
     pub execution_status: Option<Status>,
+    /// What the gate said: `won` or `lost`; `null` where it was not asked.
+    #[serde(default)]
+    pub verdict: Option<String>,
     /// Why it could not be settled.
     pub detail: Option<String>,
     /// Which refs keep what.

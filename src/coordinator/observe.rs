@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
+use super::place::Place;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use super::view;
@@ -19,7 +20,7 @@ use crate::git::index_known;
 use crate::git::refs::Head;
 use crate::git::scan::{self, NewDirectories};
 use crate::process::{self, Death};
-use crate::tx::id::Oid;
+use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::recovery::{
     BranchSeen, Observed, OwnerSeen, Phase, TreeSeen, VerdictSeen, WriterSeen,
 };
@@ -79,6 +80,23 @@ pub(super) fn fingerprint(session: &Session, spec: &AttemptSpec) -> Result<Finge
     Ok(Fingerprint(super::seal::hex(&Sha256::digest(text.as_bytes()))))
 }
 
+/// The folder in which the supervisor of a recorded writer leaves its proof.
+pub(super) fn writer_folder_of(
+    place: &Place,
+    key: &AttemptKey,
+    state: &TxState,
+) -> std::path::PathBuf {
+    let folder = place.attempt(key);
+    let mut state = state;
+    while let TxState::Quarantined { held, .. } = state {
+        state = held;
+    }
+    match state {
+        TxState::Validating { run, .. } => folder.join(format!("post-check-{run}")),
+        _ => folder.join("turn"),
+    }
+}
+
 impl Driver<'_> {
     /// Looks at everything that the recovery table asks about. `again` says that the same
     /// execution has come again.
@@ -115,15 +133,7 @@ impl Driver<'_> {
 
     /// The folder in which the supervisor of the recorded writer leaves its proof.
     pub(super) fn writer_folder(&self) -> std::path::PathBuf {
-        let folder = self.session.place.attempt(&self.key);
-        let mut state = self.state();
-        while let TxState::Quarantined { held, .. } = state {
-            state = held;
-        }
-        match state {
-            TxState::Validating { run, .. } => folder.join(format!("post-check-{run}")),
-            _ => folder.join("turn"),
-        }
+        writer_folder_of(&self.session.place, &self.key, self.state())
     }
 
     fn observe_writer(&self) -> (WriterSeen, Option<ProvenDead>, String) {

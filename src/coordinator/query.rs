@@ -7,7 +7,9 @@ use super::context::Context;
 use super::documents::{
     EventDocument, EventsDocument, ListDocument, ListedAttempt, ShowDocument, ShownAttempt,
 };
+use super::drive::chain;
 use super::error::Failure;
+use super::held;
 use super::outcome::{Facts, Outcome, RefsDocument, SCHEMA};
 use super::spec::AttemptSpec;
 use crate::journal::{Attempt, EventFilter, Filter, Ledger};
@@ -86,23 +88,36 @@ pub fn show(context: &Context, id: &str) -> Result<ShowDocument, Failure> {
     let filter = Filter { execution: Some(execution.clone()), ..Filter::default() };
     let mut attempts = Vec::new();
     for attempt in ledger.attempts(&filter)?.iter().rev() {
-        attempts.push(shown(attempt, row.as_ref())?);
+        attempts.push(shown(context, attempt, row.as_ref())?);
     }
     Ok(ShowDocument {
         schema: SCHEMA,
         execution_id: execution,
         execution_status: row.as_ref().map(|row| row.status),
+        current_attempt: row.as_ref().and_then(|row| row.current_attempt),
+        success_attempt: row.as_ref().and_then(|row| row.success).map(|claim| claim.attempt),
         error: row.and_then(|row| row.error),
         attempts,
     })
 }
 
-fn shown(attempt: &Attempt, row: Option<&Row>) -> Result<ShownAttempt, Failure> {
+fn shown(context: &Context, attempt: &Attempt, row: Option<&Row>) -> Result<ShownAttempt, Failure> {
     let spec: AttemptSpec = attempt.spec()?;
     let record = attempt.record()?;
     let state = &record.state;
     let outcome = Outcome::of(facts(&attempt.key, &spec), &record, row.map(|row| row.status));
     let running = is_running(attempt)?;
+    let mut commands = commands(&attempt.key, state, row, running);
+    let (mut first, mut seen, mut seen_error) = (Vec::new(), None, None);
+    if matches!(state, TxState::Quarantined { .. }) {
+        match held::look(context, attempt, &spec, &record) {
+            Ok(found) => {
+                (first, commands) = held::commands(&attempt.key, &spec, state, row, &found);
+                seen = Some(found);
+            }
+            Err(failure) => seen_error = Some(chain(&failure)),
+        }
+    }
     Ok(ShownAttempt {
         attempt: attempt.key.attempt,
         state: state.tag(),
@@ -129,7 +144,10 @@ fn shown(attempt: &Attempt, row: Option<&Row>) -> Result<ShownAttempt, Failure> 
         updated_at: attempt.updated_at.clone(),
         settled_at: attempt.settled_at.clone(),
         running,
-        commands: commands(&attempt.key, state, row, running),
+        commands,
+        first,
+        seen,
+        seen_error,
     })
 }
 

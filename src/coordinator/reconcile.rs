@@ -15,17 +15,20 @@ use serde_json::json;
 
 use super::context::Context;
 use super::documents::{ReconcileDocument, ReconciledAttempt};
-use super::drive::{Driver, Live, Stop};
+use super::drive::{Driver, Live, Stop, chain};
 use super::error::Failure;
+use super::notify;
 use super::outcome::SCHEMA;
 use super::session::Session;
 use super::spec::AttemptSpec;
+use crate::config::Operator;
 use crate::git::lockfile;
-use crate::git::workspace::Workspace;
-use crate::journal::Owner;
+use crate::git::locks;
+use crate::journal::{Attempt, Filter, Owner};
 use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
+use crate::tx::record::Warning;
 use crate::tx::recovery::{self, Decision, OwnerSeen, Phase, PinFirst};
 use crate::tx::state::{StateTag, TxEvent, TxState, Undo};
 use crate::tx::writer::{DeathProof, ProvenDead, TurnResult};
@@ -45,34 +48,32 @@ pub fn reconcile(
 ) -> Result<ReconcileDocument, Failure> {
     let mut document = empty();
     let workspace = session.workspace.id();
-    for attempt in session.ledger.unsettled(Some(&workspace))? {
+    let unsettled = session.ledger.unsettled(Some(&workspace))?;
+    if unsettled.is_empty() {
+        // A crash may have come between the end of the last attempt and the word about it.
+        let last = Filter { workspace: Some(workspace), limit: Some(1), ..Filter::default() };
+        if let Some(attempt) = session.ledger.attempts(&last)?.first() {
+            document.warnings = notify::tell(&mut driver(session, signals, attempt)?);
+        }
+        return Ok(document);
+    }
+    for attempt in unsettled {
         let from = attempt.tag()?;
-        let spec: AttemptSpec = attempt.spec()?;
         let owner = attempt.owner()?;
-        let record = attempt.record()?;
-        if from == StateTag::Quarantined && Phase::of(&record.state) == Phase::QuarantinedOther {
-            count(&mut document, from, &attempt.key, &spec, &record.state);
-            continue;
+        let mut driver = driver(session, signals, &attempt)?;
+        let held = Phase::of(driver.state()) == Phase::QuarantinedOther;
+        if from != StateTag::Quarantined || !held {
+            if owner.as_ref().is_some_and(lives_on) {
+                // The lock could be had, but who drives this lives: its lock file was exchanged.
+                return Err(Failure::Busy { holder: None });
+            }
+            let ledger = &mut driver.session.ledger;
+            ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
+            driver.reconcile_one(again == Some(&attempt.key.execution))?;
         }
-        if owner.as_ref().is_some_and(lives_on) {
-            // The lock could be had, but who drives this lives: its lock file was exchanged.
-            return Err(Failure::Busy { holder: None });
-        }
-        session.ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
-        let mut driver = Driver {
-            session: &mut *session,
-            key: attempt.key.clone(),
-            spec,
-            record,
-            rev: attempt.rev,
-            live: Live::with_environment(),
-            signals,
-        };
-        let wanted = again == Some(&attempt.key.execution);
-        driver.reconcile_one(wanted)?;
-        let state = driver.record.state.clone();
-        let spec = driver.spec.clone();
-        count(&mut document, from, &attempt.key, &spec, &state);
+        driver.give_locks_back()?;
+        document.warnings.extend(notify::tell(&mut driver));
+        count(&mut document, from, &attempt.key, &driver.spec, &driver.record.state);
     }
     if document.left == 0 && document.quarantined == 0 && !document.attempts.is_empty() {
         lockfile::clear_marker(&session.lock)?;
@@ -94,6 +95,23 @@ fn lives_on(owner: &Owner) -> bool {
     false
 }
 
+/// Takes an attempt up as the ledger has it.
+pub(super) fn driver<'s>(
+    session: &'s mut Session,
+    signals: Signals,
+    attempt: &Attempt,
+) -> Result<Driver<'s>, Failure> {
+    Ok(Driver {
+        session,
+        key: attempt.key.clone(),
+        spec: attempt.spec()?,
+        record: attempt.record()?,
+        rev: attempt.rev,
+        live: Live::with_environment(),
+        signals,
+    })
+}
+
 /// Settles every work tree of a repository that has something unsettled and that is there.
 ///
 /// A busy one is left to its owner, and counted as left.
@@ -106,17 +124,27 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
         .into_iter()
         .map(|attempt| (attempt.workspace.id, attempt.workspace.root))
         .collect();
+    let own = context.workspace.id();
+    let last = Filter { workspace: Some(own.clone()), limit: Some(1), ..Filter::default() };
+    if let Some(attempt) = ledger.attempts(&last)?.first()
+        && attempt.spec::<AttemptSpec>()?.operator != Operator::default()
+    {
+        // Settled or not: somebody may still have to be told of it.
+        roots.push((own, attempt.workspace.root.clone()));
+    }
     drop(ledger);
     roots.sort();
     roots.dedup_by(|a, b| a.0 == b.0);
     for (id, root) in roots {
-        let (workspace, place) = if id == context.workspace.id() {
-            (context.workspace.clone(), context.place.clone())
-        } else {
-            let workspace = Workspace::discover(&root)?;
-            let wanted = Some(context.place.state.as_path());
-            let place = super::session::find_place(&workspace, wanted)?;
-            (workspace, place)
+        let (workspace, place) = match context.work_tree(&id, &root) {
+            Ok(found) => found,
+            Err(failure) => {
+                // Its tree is gone or elsewhere: that keeps no other from being settled.
+                let message = format!("{} was left: {}", root.display(), chain(&failure));
+                all.warnings.push(Warning { code: "no_work_tree".to_owned(), message });
+                all.add(left(context, &id)?);
+                continue;
+            }
         };
         let done = match Session::open(workspace, place, "reconcile", None) {
             Ok(mut session) => reconcile(&mut session, signals, None),
@@ -126,13 +154,20 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
             Err(Failure::Busy { .. }) => left(context, &id)?,
             done => done?,
         };
-        all.rolled_forward += done.rolled_forward;
-        all.rolled_back += done.rolled_back;
-        all.quarantined += done.quarantined;
-        all.left += done.left;
-        all.attempts.extend(done.attempts);
+        all.add(done);
     }
     Ok(all)
+}
+
+impl ReconcileDocument {
+    fn add(&mut self, other: Self) {
+        self.rolled_forward += other.rolled_forward;
+        self.rolled_back += other.rolled_back;
+        self.quarantined += other.quarantined;
+        self.left += other.left;
+        self.attempts.extend(other.attempts);
+        self.warnings.extend(other.warnings);
+    }
 }
 
 const fn empty() -> ReconcileDocument {
@@ -143,6 +178,7 @@ const fn empty() -> ReconcileDocument {
         quarantined: 0,
         left: 0,
         attempts: Vec::new(),
+        warnings: Vec::new(),
     }
 }
 
@@ -279,6 +315,17 @@ impl Driver<'_> {
                     && !self.state().tag().is_settled())
             }
         }
+    }
+
+    /// Of what is held for an operator nothing may keep git from the branch: they have to be able
+    /// to merge, or to move it. Only locks that a crash of this very attempt left are meant.
+    fn give_locks_back(&self) -> Result<(), Failure> {
+        let is_held = matches!(self.state(), TxState::Quarantined { .. });
+        if is_held {
+            let target = self.session.target(&self.key, self.spec.branch.as_ref());
+            locks::give_back_own(&target)?;
+        }
+        Ok(())
     }
 
     fn recorded_death(&self) -> Option<ProvenDead> {

@@ -8,19 +8,18 @@
 //! An operator's decision vouches for a branch that still descends from the base; where HEAD is on
 //! another branch, they have to go back to it first.
 
-use std::collections::HashSet;
-
 use serde_json::json;
 
 use super::documents::ResolvedAttempt;
-use super::drive::{Driver, Live, Stop, chain};
+use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::outcome::RefsDocument;
 use super::rescue::PinKind;
 use super::session::Session;
-use super::spec::AttemptSpec;
 use super::turn::branch_moved;
-use super::view;
+use super::undo::too_large;
+use super::{held, notify, reconcile, view};
+use crate::base::fault::{self, Point};
 use crate::gate::{EmbeddedGate, Gate as _};
 use crate::git::lockfile;
 use crate::git::locks;
@@ -29,6 +28,7 @@ use crate::git::scan::NewDirectories;
 use crate::process::{self, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::{AttemptKey, Oid};
+use crate::tx::record::Warning;
 use crate::tx::recovery::{OwnerSeen, WriterSeen};
 use crate::tx::state::{TxEvent, TxState};
 use crate::tx::verdict::{Status, Terminal, TerminalStatus, Verdict};
@@ -60,13 +60,13 @@ impl Choice {
 ///
 /// # Errors
 /// Where the decision is not legal for the state that the attempt is in; nothing has changed then.
-pub fn resolve(
+pub(super) fn resolve(
     session: &mut Session,
     signals: Signals,
     key: &AttemptKey,
     choice: Choice,
     writer_dead: bool,
-) -> Result<ResolvedAttempt, Failure> {
+) -> Result<(ResolvedAttempt, Vec<Warning>), Failure> {
     let attempt = session
         .ledger
         .attempt(key)?
@@ -91,21 +91,13 @@ pub fn resolve(
             format!("worktx resolve {} --discard", key.execution),
         ));
     }
-    let spec: AttemptSpec = attempt.spec()?;
     let owner = attempt.owner()?;
     session.ledger.claim_owner(key, owner.as_ref(), &Session::owner())?;
-    let mut driver = Driver {
-        session,
-        key: key.clone(),
-        spec,
-        record,
-        rev: attempt.rev,
-        live: Live::with_environment(),
-        signals,
-    };
+    let mut driver = reconcile::driver(session, signals, &attempt)?;
     let detail = json!({ "decision": choice.as_str(), "writer_dead": writer_dead });
     driver.session.ledger.record_event(&key.execution, Some(key.attempt), "resolve", &detail)?;
-    let why = match driver.resolve_one(choice, past, writer_dead) {
+    let mut verdict = None;
+    let why = match driver.resolve_one(choice, past, writer_dead, &mut verdict) {
         Ok(()) => None,
         Err(Stop::Quarantine(reason)) => {
             let why = format!("{}: {}", reason.as_str(), reason.detail().unwrap_or_default());
@@ -118,11 +110,22 @@ pub fn resolve(
         }
         Err(Stop::Failure(failure)) => return Err(failure),
     };
-    driver.resolved(choice, why)
+    if let Some(why) = &why {
+        let detail = json!({ "decision": choice.as_str(), "why": why });
+        let ledger = &mut driver.session.ledger;
+        ledger.record_event(&key.execution, Some(key.attempt), "not_resolved", &detail)?;
+    }
+    driver.resolved(choice, why, verdict)
 }
 
 impl Driver<'_> {
-    fn resolve_one(&mut self, choice: Choice, past: bool, writer_dead: bool) -> Result<(), Stop> {
+    fn resolve_one(
+        &mut self,
+        choice: Choice,
+        past: bool,
+        writer_dead: bool,
+        verdict: &mut Option<&'static str>,
+    ) -> Result<(), Stop> {
         self.session.verify().map_err(|why| self.lost(&why))?;
         if past {
             self.apply(TxEvent::Resumed, &json!({ "by": "operator" }))?;
@@ -132,23 +135,37 @@ impl Driver<'_> {
         match choice {
             Choice::Adopt => {
                 let tip = self.tip_for_resolve(true)?;
+                if let Some(why) = self.would_lose()? {
+                    *verdict = Some("lost");
+                    return Err(Stop::Quarantine(QuarantineReason::AdoptFailed { why }));
+                }
                 let turn = self.state().turn().or(self.record.turn.as_ref());
                 let turn = turn.cloned().unwrap_or_default();
                 self.seal_at(tip, turn, death, true)?;
                 self.drive()?;
+                *verdict = match self.state() {
+                    TxState::Quarantined { held, .. } if !held.is_past_commit_point() => {
+                        self.would_lose()?.map(|_| "lost")
+                    }
+                    _ => Some("won"),
+                };
             }
             Choice::Discard => {
                 let tip = self.tip_for_resolve(false)?;
-                self.ask_failed()?;
+                *verdict = Some(self.ask_failed()?);
                 let cause = Cause::Discarded;
                 let detail = json!({ "reason": cause.reason(), "death": death.how() });
+                // An undo that could not be finished has pinned what stood there then. What stands
+                // there now is discarded too, as nobody's but this attempt's.
+                self.record.earlier_discarded = self.record.pins.discarded.len();
                 self.apply(TxEvent::TakenBack { cause, death, tip }, &detail)?;
                 self.drive()?;
             }
             Choice::Keep => {
                 let tip = self.session.refs.get(&self.branch_ref())?;
+                *verdict = Some(self.ask_failed()?);
                 self.pin_all(tip.filter(|id| *id != self.spec.base))?;
-                self.ask_failed()?;
+                fault::point(Point::KeptPinned);
                 let target = self.session.target(&self.key, self.spec.branch.as_ref());
                 locks::release_own(&target)?;
                 self.apply_final(TxEvent::Released)?;
@@ -207,8 +224,30 @@ impl Driver<'_> {
         Ok(Some(id))
     }
 
-    /// FAILED through the gate: won, or another's terminal standing.
-    fn ask_failed(&mut self) -> Result<(), Stop> {
+    /// Why SUCCESS would lose to what stands in the row; `None` where it would not.
+    ///
+    /// An early no, so that nothing is sealed, validated and put back in vain. It is no verdict:
+    /// the gate is asked before anything lands.
+    fn would_lose(&mut self) -> Result<Option<String>, Stop> {
+        let row = self.row()?;
+        if !held::would_lose(&self.key, &self.spec, row.as_ref()) {
+            return Ok(None);
+        }
+        Ok(Some(match row {
+            None => "the execution's row is gone".to_owned(),
+            Some(row) => match row.current_attempt {
+                Some(current) if current != self.key.attempt => {
+                    format!("the execution is {}, by attempt {current}", row.status)
+                }
+                _ if row.status.is_terminal() => format!("the execution already is {}", row.status),
+                _ => "the execution was claimed anew by somebody else".to_owned(),
+            },
+        }))
+    }
+
+    /// FAILED through the gate: won, or another's terminal standing. A row that has gone on to a
+    /// later attempt, or to another claim, is no business of this one any more: its own tree is.
+    fn ask_failed(&mut self) -> Result<&'static str, Stop> {
         let ask = Terminal {
             status: TerminalStatus::Failed,
             from: Some(self.key.attempt),
@@ -217,7 +256,7 @@ impl Driver<'_> {
         };
         let db = self.session.ledger.writable()?;
         match EmbeddedGate::new(db).ask(&self.key.execution, &ask) {
-            Verdict::Won(_) => Ok(()),
+            Verdict::Won(_) => Ok("won"),
             Verdict::Lost(Some(row)) if row.status == Status::Success => {
                 if row.success.is_some_and(|s| s.attempt == self.key.attempt) {
                     return Err(Stop::Failure(Failure::impossible(
@@ -225,9 +264,9 @@ impl Driver<'_> {
                         format!("worktx resolve {} --adopt", self.key.execution),
                     )));
                 }
-                Ok(())
+                Ok("lost")
             }
-            Verdict::Lost(_) => Ok(()),
+            Verdict::Lost(_) => Ok("lost"),
             Verdict::Unknown(why) => Err(Stop::Quarantine(QuarantineReason::GateUnknown { why })),
         }
     }
@@ -244,13 +283,33 @@ impl Driver<'_> {
         let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
         let onto = self.session.store.commit(base_pin)?.tree;
         let parent = tip.unwrap_or(self.spec.base);
-        self.pin_changes(PinKind::Rescue, &scan.changes, onto, &[parent], &HashSet::new())?;
+        // As in a rollback: what is beyond the limits is not hashed into git's objects. It stays in
+        // the tree.
+        let large = too_large(&scan.changes, &self.spec.settings.limits, false);
+        if !large.is_empty() {
+            let count = large.len();
+            let message =
+                format!("{count} paths are beyond the limits: they stay, and are not pinned");
+            self.record.warn("not_pinned", message);
+        }
+        self.pin_changes(PinKind::Rescue, &scan.changes, onto, &[parent], &large)?;
         Ok(())
     }
 
-    fn resolved(mut self, choice: Choice, why: Option<String>) -> Result<ResolvedAttempt, Failure> {
+    fn resolved(
+        mut self,
+        choice: Choice,
+        why: Option<String>,
+        verdict: Option<&'static str>,
+    ) -> Result<(ResolvedAttempt, Vec<Warning>), Failure> {
         let settled = self.state().tag().is_settled();
-        if settled {
+        let status = self.row()?.map(|row| row.status);
+        if !settled && let Some(outcome) = self.outcome_value(&self.record, status) {
+            self.session.ledger.set_outcome(&self.key, &outcome)?;
+        }
+        let warnings = notify::tell(&mut self);
+        let workspace = self.session.workspace.id();
+        if settled && self.session.ledger.unsettled(Some(&workspace))?.is_empty() {
             lockfile::clear_marker(&self.session.lock)
                 .map_err(|error| Failure::Bug(chain(&error)))?;
         }
@@ -266,15 +325,17 @@ impl Driver<'_> {
             }
             _ => why,
         };
-        Ok(ResolvedAttempt {
+        let resolved = ResolvedAttempt {
             execution_id: self.key.execution.clone(),
             attempt: self.key.attempt,
             decision: choice.as_str().to_owned(),
             settled,
             state: self.state().tag(),
-            execution_status: self.row()?.map(|row| row.status),
+            execution_status: status,
+            verdict: verdict.map(str::to_owned),
             detail,
             refs: RefsDocument::of(&self.record),
-        })
+        };
+        Ok((resolved, warnings))
     }
 }

@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Operator;
 use crate::git::gitconfig::{GitConfig, Identity};
 use crate::git::reflog::LogMark;
 use crate::git::workspace::Workspace;
@@ -55,6 +56,9 @@ pub struct AttemptSpec {
     pub other_refs: Vec<(RefName, Oid)>,
     /// Where the record of the attempt before lies, if there was one.
     pub previous: Option<String>,
+    /// How an operator is told.
+    #[serde(default)]
+    pub operator: Operator,
 }
 
 impl AttemptSpec {

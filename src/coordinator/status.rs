@@ -8,7 +8,7 @@ use super::context::Context;
 use super::documents::StatusDocument;
 use super::error::Failure;
 use super::outcome::SCHEMA;
-use super::query::listed;
+use super::query::{commands, listed};
 use crate::config::Loaded;
 use crate::git::gitconfig::NoIdentity;
 use crate::git::glance::glance;
@@ -100,10 +100,13 @@ fn quarantined(
     if let Some(ledger) = context.ledger()? {
         for attempt in ledger.unsettled(Some(&context.place.workspace_id))? {
             document.unsettled.push(listed(&attempt)?);
-            if let TxState::Quarantined { reason, .. } = attempt.record()?.state {
+            let state = attempt.record()?.state;
+            if let TxState::Quarantined { reason, .. } = &state {
+                let row = ledger.execution(&attempt.key.execution)?.map(|found| found.row);
                 refusals.push(Refusal::Quarantined {
-                    attempt: attempt.key,
                     reason: reason.as_str().to_owned(),
+                    commands: commands(&attempt.key, &state, row.as_ref(), false),
+                    attempt: attempt.key,
                 });
             }
         }

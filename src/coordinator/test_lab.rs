@@ -89,6 +89,7 @@ impl Lab {
             settle_by: None,
             other_refs: Vec::new(),
             previous: None,
+            operator: crate::config::Operator::default(),
         }
     }
 

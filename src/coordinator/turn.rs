@@ -114,6 +114,7 @@ impl Driver<'_> {
             settle_by: self.settle_by(),
             grace: Duration::from_millis(self.spec.settings.grace_ms),
             proof_bound: self.bound(),
+            ..Bounds::default()
         };
         let signals = self.signals;
         let (session, key) = (&mut *self.session, &self.key);

@@ -78,7 +78,8 @@ impl Driver<'_> {
         let base_pin_tree = self.session.store.commit(base_pin)?.tree;
 
         let begun_before = !self.record.pins.discarded.is_empty();
-        let pinned = match self.record.pins.discarded.last().cloned() {
+        let own = self.record.pins.discarded.iter().skip(self.record.earlier_discarded);
+        let pinned = match own.last().cloned() {
             Some(pin) => {
                 self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))?;
                 held_by_pin(&self.session.store, base_pin_tree, pin.id)?
@@ -443,7 +444,7 @@ pub(super) fn lock_stop(error: LockError) -> Stop {
 
 /// What a turn created beyond the limits: moved aside unread instead of being pinned. With
 /// `listed`, new directories stand for everything beneath them.
-fn too_large(changes: &[Change], limits: &Limits, listed: bool) -> HashSet<RepoPath> {
+pub(super) fn too_large(changes: &[Change], limits: &Limits, listed: bool) -> HashSet<RepoPath> {
     let mut large = HashSet::new();
     let mut rest: Vec<(&Change, u64)> = Vec::new();
     for change in changes {

@@ -352,6 +352,15 @@ pub fn release_own(target: &Target) -> Result<Vec<PathBuf>, DirError> {
     Ok(removed)
 }
 
+/// After a crash: removes those of the target's locks that are worktx's own, and keeps what was
+/// prepared for them, so that who takes them again goes on from there.
+pub fn give_back_own(target: &Target) -> Result<Vec<PathBuf>, DirError> {
+    if !target.prep_dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    give_back(target, &target.prep()?, target.all())
+}
+
 /// Whether a lock at this path is worktx's own of this target.
 pub fn is_own_lock(target: &Target, what: Guarded) -> Result<bool, DirError> {
     if !target.prep_dir.is_dir() {

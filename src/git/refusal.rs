@@ -168,6 +168,8 @@ pub enum Refusal {
         attempt: AttemptKey,
         /// Why: the word of its reason.
         reason: String,
+        /// The commands that settle it.
+        commands: Vec<String>,
     },
     /// An attribute names a filter driver that is not built in.
     FilterDriver {

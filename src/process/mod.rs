@@ -63,12 +63,14 @@ pub struct Command {
 }
 
 /// The standard input of a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stdin {
     /// This process's.
     Inherit,
     /// `/dev/null`.
     Null,
+    /// These bytes, then its end: a memory file, so that nobody waits for who does not read.
+    Bytes(Vec<u8>),
 }
 
 /// Where a command's standard output and error go.
@@ -97,6 +99,9 @@ pub struct Bounds {
     pub grace: Duration,
     /// How long killing may take until it counts as failed.
     pub proof_bound: Duration,
+    /// Signals to this process end the command, also one that came before it. `false` for what
+    /// runs after a turn was ended by one: then only the time does.
+    pub by_signals: bool,
 }
 
 impl Default for Bounds {
@@ -107,6 +112,7 @@ impl Default for Bounds {
             settle_by: None,
             grace: Duration::from_secs(5),
             proof_bound: Duration::from_secs(10),
+            by_signals: true,
         }
     }
 }

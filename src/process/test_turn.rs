@@ -73,6 +73,7 @@ fn run(args: &[OsString]) -> Result<(), AnyError> {
         settle_by: None,
         grace: millis("grace_ms").unwrap_or(standard.grace),
         proof_bound: millis("bound_ms").unwrap_or(standard.proof_bound),
+        ..standard
     };
     let over = waiting.run(&bounds, &mut Requests { signals, poll: &mut || None });
     let outcome = json!({

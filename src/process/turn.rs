@@ -122,9 +122,16 @@ pub fn start(
         }
         Output::Inherit | Output::StdoutToStderr => (None, None),
     };
-    let stdin = match command.stdin {
-        Stdin::Inherit => rustix::stdio::stdin(),
-        Stdin::Null => null.as_fd(),
+    let given = match &command.stdin {
+        Stdin::Bytes(bytes) => {
+            Some(memory_file(bytes).map_err(system("write the input into a memory file"))?)
+        }
+        Stdin::Inherit | Stdin::Null => None,
+    };
+    let stdin = match (&command.stdin, &given) {
+        (_, Some(given)) => given.as_fd(),
+        (Stdin::Inherit, _) => rustix::stdio::stdin(),
+        (_, None) => null.as_fd(),
     };
     let (stdout, stderr) = match (&sink, command.output) {
         (Some(sink), _) => (sink.as_fd(), sink.as_fd()),
@@ -167,6 +174,15 @@ pub fn start(
         started_ticks: supervisor_id.start_ticks,
     };
     Ok(Waiting { supervisor, control, record, in_session, copier })
+}
+
+/// A file in memory with these bytes, to be read from its beginning.
+fn memory_file(bytes: &[u8]) -> io::Result<std::fs::File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("worktx-input", flags)?);
+    io::Write::write_all(&mut file, bytes)?;
+    io::Seek::rewind(&mut file)?;
+    Ok(file)
 }
 
 /// Nothing of it may stay; it never had a leader that was let go.
@@ -407,7 +423,7 @@ fn why_end(
     started: Instant,
     bounds: &Bounds,
 ) -> Option<EndedBy> {
-    match signals.pending().or(polled) {
+    match signals.pending().filter(|_| bounds.by_signals).or(polled) {
         Some(Request::Cancel) => return Some(EndedBy::Cancel),
         Some(Request::Interrupt) => return Some(EndedBy::Interrupt),
         None => {}

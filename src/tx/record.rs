@@ -55,6 +55,10 @@ pub struct AttemptRecord {
     /// How the turn ended, for the states that do not hold it.
     #[serde(default)]
     pub turn: Option<TurnResult>,
+    /// How many of `pins.discarded` stood before the undo that goes on: it has to pin anew what an
+    /// operator has seen and discards.
+    #[serde(default)]
+    pub earlier_discarded: usize,
 }
 
 impl AttemptRecord {
@@ -66,6 +70,7 @@ impl AttemptRecord {
             warnings: Vec::new(),
             drift: Vec::new(),
             turn: None,
+            earlier_discarded: 0,
         }
     }
 

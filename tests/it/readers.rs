@@ -11,7 +11,7 @@ use crate::support::{Ran, Repo, WORKTX};
 
 /// The document of a command fits the schema of its page.
 #[track_caller]
-fn fits(name: &str, document: &Value) {
+pub fn fits(name: &str, document: &Value) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("docs/schema/{name}.json"));
     let text = fs::read_to_string(&path).expect("the schema is there");
     let schema: Value = serde_json::from_str(&text).expect("JSON");
