@@ -186,8 +186,7 @@ fn clear_marks(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
     let clear = |handle: Result<OwnedFd, Errno>| {
         let Ok(handle) = handle else { return false };
         fs::ioctl_getflags(&handle).is_ok_and(|flags| {
-            flags.intersects(marks)
-                && fs::ioctl_setflags(&handle, flags.difference(marks)).is_ok()
+            flags.intersects(marks) && fs::ioctl_setflags(&handle, flags.difference(marks)).is_ok()
         })
     };
     // A device acts on being opened: look first.
@@ -217,13 +216,13 @@ mod tests {
         files::create_dir_all(top.join("closed/inner"))?;
         files::write(top.join("closed/inner/file"), "x")?;
         files::write(top.join("read-only"), "x")?;
-        files::set_permissions(top.join("read-only"), Permissions::from_mode(0))?;
+        files::set_permissions(top.join("read-only"), Permissions::from_mode(0o0))?;
         symlink(&outside, top.join("link"))?;
         symlink("nowhere", top.join("closed/dangling"))?;
         assert!(Command::new("mkfifo").arg(top.join("pipe")).status()?.success());
         std::os::unix::net::UnixListener::bind(top.join("socket"))?;
         files::hard_link(outside.join("canary"), top.join("hard"))?;
-        files::set_permissions(top.join("closed/inner"), Permissions::from_mode(0))?;
+        files::set_permissions(top.join("closed/inner"), Permissions::from_mode(0o0))?;
         files::set_permissions(top.join("closed"), Permissions::from_mode(0o111))?;
         files::set_permissions(&top, Permissions::from_mode(0o500))?;
         remove_tree(&top)?;
@@ -280,9 +279,8 @@ mod tests {
 
         files::create_dir_all(top.join("mount"))?;
         files::write(top.join("beside"), "x")?;
-        let mount = |args: &[&str]| {
-            Command::new(args[0]).args(&args[1..]).arg(top.join("mount")).status()
-        };
+        let mount =
+            |args: &[&str]| Command::new(args[0]).args(&args[1..]).arg(top.join("mount")).status();
         if !mount(&["mount", "-t", "tmpfs", "tmpfs"])?.success() {
             println!("SKIPPED: no right to mount");
             return Ok(());

@@ -70,6 +70,7 @@ pub fn reconcile(
         };
         let wanted = again == Some(&attempt.key.execution);
         driver.reconcile_one(wanted)?;
+        driver.drop_crashed_checkouts();
         let state = driver.record.state.clone();
         let spec = driver.spec.clone();
         count(&mut document, from, &attempt.key, &spec, &state);
