@@ -407,6 +407,7 @@ impl Begin<'_> {
             stdin: Stdin::Inherit,
             output: if self.request.json { Output::StdoutToStderr } else { Output::Inherit },
             terminal: true,
+            cgroup: true,
         }
     }
 

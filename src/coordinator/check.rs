@@ -44,6 +44,7 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
     let tree = session.store.commit(head)?.tree;
     let loaded = context.settings(&session.store, tree)?;
     let folder = session.place.state.join("post-check");
+    process::sweep_cgroups(&folder);
     // What cannot go is named where it is in the way.
     let _ = remove_tree(&folder);
     durable::create_dir_all(&folder, PRIVATE_DIR).map_err(Failure::io("making a folder"))?;
@@ -114,6 +115,7 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
                 stdin: Stdin::Null,
                 output: Output::KeepTail { bytes: 32_000 },
                 terminal: false,
+                cgroup: true,
             };
             let lock = session.lock.share().map_err(Failure::io("sharing the lock"))?;
             let waiting = process::start(&command, &folder.join("run"), &[lock.as_fd()])?;

@@ -33,6 +33,7 @@ use crate::git::gitconfig::GitConfig;
 use crate::git::scratch::{self, ScratchError};
 use crate::git::store::StoreError;
 use crate::hook::{PostCheckDecision, Ready};
+use crate::process;
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -182,8 +183,10 @@ impl Driver<'_> {
         ran
     }
 
-    /// Removes what checkouts a crash has left, unless somebody may still be in there.
-    pub(super) fn drop_crashed_checkouts(&mut self) {
+    /// Removes what a crash has left: cgroups in which nobody is any more, and checkouts, unless
+    /// somebody may still be in there.
+    pub(super) fn drop_scratch(&mut self) {
+        process::sweep_cgroups(&self.session.place.attempt(&self.key));
         let reason = match self.state() {
             TxState::Quarantined { reason, .. } => Some(reason),
             _ => None,

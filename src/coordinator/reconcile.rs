@@ -70,7 +70,7 @@ pub fn reconcile(
         };
         let wanted = again == Some(&attempt.key.execution);
         driver.reconcile_one(wanted)?;
-        driver.drop_crashed_checkouts();
+        driver.drop_scratch();
         let state = driver.record.state.clone();
         let spec = driver.spec.clone();
         count(&mut document, from, &attempt.key, &spec, &state);

@@ -26,6 +26,7 @@ use crate::base::rmtree::remove_tree;
 use crate::git::refs::RefError;
 use crate::git::store::Store;
 use crate::journal::Attempt;
+use crate::process;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Retention;
@@ -66,8 +67,10 @@ pub fn gc(
             continue;
         };
         if !dry_run {
-            // Scratch of a post-check that could not be removed at its end, or after a crash.
-            for (path, error) in checkout::sweep(&session.place.attempt(&attempt.key)) {
+            // Scratch that could not be removed at its end, or after a crash.
+            let folder = session.place.attempt(&attempt.key);
+            process::sweep_cgroups(&folder);
+            for (path, error) in checkout::sweep(&folder) {
                 tracing::warn!(path = %path.display(), %error, "a checkout stays");
             }
         }

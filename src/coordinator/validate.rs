@@ -143,6 +143,7 @@ impl Driver<'_> {
             stdin: Stdin::Null,
             output: Output::KeepTail { bytes: OUTPUT },
             terminal: false,
+            cgroup: true,
         };
         self.live.scope_seen = false;
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
