@@ -788,7 +788,7 @@ done
 #[test]
 fn what_a_crash_left_of_cgroups_is_swept() {
     let Some(mount) = cgroups() else { return };
-    let mut turn = Turn::start("{}", r#": >"$ACK"; sleep 600"#);
+    let mut turn = Turn::start("{}", r#": >"$ACK"; exec sleep 600"#);
     turn.ack();
     let dir = turn.cgroup(&mount);
     turn.kill_both();

@@ -197,7 +197,7 @@ pub fn sweep(folder: &Path) {
         let note = fs::read(dir.join(NOTE)).ok();
         let note = note.and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
         let own = note.and_then(|note| find(&dir, &note.path));
-        if let Some(own) = own.filter(|own| own.look() == Seen::Empty) {
+        if let Some(own) = own.filter(|own| own.look_twice() == Seen::Empty) {
             own.remove();
         }
     }
