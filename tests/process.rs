@@ -639,7 +639,8 @@ impl Turn {
         mount.join(path.trim_start_matches('/'))
     }
 
-    /// Kills both so that neither ends the turn, as `kill -9` of a whole container's tools would.
+    /// Kills both, so that neither ends the turn. A stopped supervisor goes on for a moment when its
+    /// group is orphaned, and asks the turn to end: one that is to live has to be deaf to SIGTERM.
     fn kill_both(&mut self) {
         signal(self.record.supervisor.pid, Signal::STOP);
         self.kill_coordinator();
@@ -731,7 +732,10 @@ fn both_killed_an_orphan_in_its_cgroup_is_stopped_and_proven() {
 #[test]
 fn a_cgroup_that_holds_somebody_is_no_proof() {
     let Some(mount) = cgroups() else { return };
-    let mut turn = Turn::start("{}", &format!("{DAEMON} cat \"$DIR/up\"; : >\"$ACK\"; sleep 600"));
+    let mut turn = Turn::start(
+        "{}",
+        &format!("{DAEMON} cat \"$DIR/up\"; trap '' TERM; : >\"$ACK\"; exec sleep 600"),
+    );
     turn.ack();
     let daemon = daemon_pid(turn.dir.path());
     turn.kill_both();
@@ -788,7 +792,7 @@ done
 #[test]
 fn what_a_crash_left_of_cgroups_is_swept() {
     let Some(mount) = cgroups() else { return };
-    let mut turn = Turn::start("{}", r#": >"$ACK"; exec sleep 600"#);
+    let mut turn = Turn::start("{}", r#"trap "" TERM; : >"$ACK"; exec sleep 600"#);
     turn.ack();
     let dir = turn.cgroup(&mount);
     turn.kill_both();
