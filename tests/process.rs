@@ -438,8 +438,9 @@ fn a_stopped_supervisor_is_woken() {
 fn both_killed_the_writer_is_found_and_stopped() {
     let script =
         format!("{DAEMON} cat \"$DIR/up\"; trap '' TERM; : >\"$ACK\"; while :; do sleep 60; done");
-    let mut turn = Turn::start("{}", &script);
+    let mut turn = Turn::start(r#"{"cgroup":false}"#, &script);
     turn.ack();
+    assert_eq!(turn.record.cgroup, None);
     let daemon = daemon_pid(turn.dir.path());
     // Frozen, the supervisor cannot end the turn between the two kills.
     signal(turn.record.supervisor.pid, Signal::STOP);
@@ -526,8 +527,12 @@ cat "$DIR/up"; printf '%06000d\nthe end\n' 0"#;
     assert_eq!(text.len(), 6009);
 }
 
+/// One storm at a time: the machine has other things to do.
+static STORMS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 #[test]
 fn a_fork_bomb_comes_to_a_verdict() {
+    let _alone = STORMS.lock();
     // Bounded by itself as well: a few thousand processes that fork while they are killed.
     let script = r#"
 trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($1-1)) & b $(($1-1)) & }; sleep 600; }; b 10')" >/dev/null 2>&1 &
@@ -543,6 +548,7 @@ trap '' TERM; setsid sh -c "$(echo 'trap "" TERM; b() { [ $1 -le 0 ] || { b $(($
 
 #[test]
 fn those_that_fork_for_ever_are_caught() {
+    let _alone = STORMS.lock();
     // Four loops, each in a session of its own, that make daemons in sessions of their own.
     let script = r#"
 for i in 1 2 3 4; do
@@ -587,4 +593,213 @@ fn ids_tell_processes_apart() {
     assert_eq!(is_alive(&record.host, &other), Some(false));
     std::fs::write(turn.dir.path().join("ack"), "go\n").expect("go");
     turn.over();
+}
+
+/// Where cgroups are made for turns; `None`, and said why, where that cannot be here.
+fn cgroups() -> Option<PathBuf> {
+    let skipped = |why: &str| {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+        None
+    };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let Some(mount) = mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let fields: Vec<&str> = left.split(' ').collect();
+        (right.starts_with("cgroup2 ") && fields[3] == "/").then(|| PathBuf::from(fields[4]))
+    }) else {
+        return skipped("no cgroup v2 is mounted");
+    };
+    let own = std::fs::read_to_string("/proc/self/cgroup").expect("cgroup");
+    let Some(path) = own.lines().find_map(|line| line.strip_prefix("0::")) else {
+        return skipped("this process is in no cgroup v2");
+    };
+    if [".service", ".scope", ".slice"].iter().any(|unit| path.contains(unit)) {
+        return skipped("this process is in a unit of systemd");
+    }
+    let own = mount.join(path.trim_start_matches('/'));
+    let probe = own.join(format!("probe-{}", std::process::id()));
+    let made = std::fs::create_dir(&probe)
+        .and_then(|()| std::fs::write(probe.join("cgroup.procs"), ""))
+        .or_else(|error| {
+            // Writing nothing is refused by itself; a cgroup that takes nobody says so otherwise.
+            let fine = error.kind() == std::io::ErrorKind::InvalidInput;
+            if fine { Ok(()) } else { Err(error) }
+        });
+    let _ = std::fs::remove_dir(&probe);
+    match made {
+        Ok(()) => Some(mount),
+        Err(error) => skipped(&format!("no cgroup can be made: {error}")),
+    }
+}
+
+impl Turn {
+    /// The folder of its cgroup.
+    fn cgroup(&self, mount: &Path) -> PathBuf {
+        let path = self.record.cgroup.as_deref().expect("a cgroup can be made here");
+        mount.join(path.trim_start_matches('/'))
+    }
+
+    /// Kills both, so that neither ends the turn. A stopped supervisor goes on for a moment when its
+    /// group is orphaned, and asks the turn to end: one that is to live has to be deaf to SIGTERM.
+    fn kill_both(&mut self) {
+        signal(self.record.supervisor.pid, Signal::STOP);
+        self.kill_coordinator();
+        self.kill_supervisor();
+        await_end(self.record.supervisor.pid);
+    }
+}
+
+const GRACE: Duration = Duration::from_millis(200);
+const BOUND: Duration = Duration::from_secs(20);
+
+#[track_caller]
+fn assert_empty_cgroup(death: &Death) {
+    let how = worktx::tx::writer::DeathProof::CgroupEmpty;
+    assert!(matches!(death, Death::Proven(proof) if proof.how() == how), "{death:?}");
+}
+
+#[test]
+fn a_turn_has_a_cgroup_of_its_own_and_leaves_none() {
+    let Some(mount) = cgroups() else { return };
+    for (options, script, death) in [
+        ("{}", "cat /proc/self/cgroup > where; cat /proc/$PPID/cgroup > above", "no_children"),
+        (r#"{"abandon":true}"#, "true", "never_started"),
+        // What it makes beneath is gone with it.
+        (
+            "{}",
+            "c=$CGROUPS$(sed -n s/^0:://p /proc/self/cgroup); mkdir -p $c/a/b; echo $$ > $c/a/b/cgroup.procs; \
+             cat /proc/self/cgroup > where; (setsid sleep 600 &)",
+            "no_children",
+        ),
+        // Who moves out of it is a descendant still.
+        (
+            r#"{"grace_ms":100}"#,
+            "echo $$ > $CGROUPS$(sed -n s/^0:://p /proc/$PPID/cgroup)/cgroup.procs; : > where; \
+             (trap '' TERM; setsid sleep 600 >/dev/null 2>&1 &)",
+            "no_children",
+        ),
+    ] {
+        let script = format!("CGROUPS={}; {script}", mount.display());
+        let mut turn = Turn::start(options, &script);
+        let path = turn.record.cgroup.clone().expect("a cgroup can be made here");
+        let dir = turn.cgroup(&mount);
+        let outcome = line(&mut turn.from).expect("an outcome");
+        assert!(turn.coordinator.wait().expect("wait").success());
+        let how =
+            if death == "never_started" { &outcome["death"] } else { &outcome["death"]["Ok"] };
+        assert!(how.to_string().contains(death), "{outcome}");
+        assert!(!dir.exists(), "{script}");
+        let read = |name: &str| std::fs::read_to_string(turn.dir.path().join(name));
+        if let (Ok(place), Ok(above)) = (read("where"), read("above")) {
+            assert!(place.lines().any(|line| line == format!("0::{path}")), "{place}");
+            assert!(!above.contains(&path), "the supervisor is not in it: {above}");
+        }
+    }
+}
+
+#[test]
+fn both_killed_an_orphan_in_its_cgroup_is_stopped_and_proven() {
+    let Some(mount) = cgroups() else { return };
+    let script =
+        format!("{DAEMON} cat \"$DIR/up\"; trap '' TERM; : >\"$ACK\"; while :; do sleep 60; done");
+    let mut turn = Turn::start("{}", &script);
+    turn.ack();
+    let (daemon, dir) = (daemon_pid(turn.dir.path()), turn.cgroup(&mount));
+    // Somebody else's orphan of init, started since, in a session of its own: without the cgroup
+    // nothing would tell it from the turn.
+    let other = Command::new("sh")
+        .args(["-c", "setsid sh -c 'echo $$; exec sleep 600 >/dev/null 2>&1' & exit 0"])
+        .stdin(Stdio::null())
+        .output()
+        .expect("it starts");
+    let orphan = pids(&String::from_utf8(other.stdout).expect("text"))[0];
+    turn.kill_both();
+    let death = check(&turn.record, &turn.record_dir(), false);
+    let Death::Alive(living) = death else { panic!("{death:?}") };
+    for pid in [turn.record.leader.pid, daemon] {
+        assert!(living.iter().any(|l| l.pid == pid), "{pid} in {living:?}");
+    }
+    assert!(!living.iter().any(|l| l.pid == orphan), "{living:?}");
+    let death = stop(&turn.record, &turn.record_dir(), GRACE, BOUND, false);
+    assert_empty_cgroup(&death);
+    assert!(is_gone(daemon) && is_gone(turn.record.leader.pid) && !is_gone(orphan));
+    assert!(!dir.exists());
+    // Gone for good, and the proof with it: whoever asks later hears the same.
+    assert_empty_cgroup(&check(&turn.record, &turn.record_dir(), false));
+    signal(orphan, Signal::KILL);
+}
+
+#[test]
+fn a_cgroup_that_holds_somebody_is_no_proof() {
+    let Some(mount) = cgroups() else { return };
+    let mut turn = Turn::start(
+        "{}",
+        &format!("{DAEMON} cat \"$DIR/up\"; trap '' TERM; : >\"$ACK\"; exec sleep 600"),
+    );
+    turn.ack();
+    let daemon = daemon_pid(turn.dir.path());
+    turn.kill_both();
+    // Whose note is not there, or of another namespace, is judged without; never as dead.
+    let note = turn.record_dir().join("cgroup.json");
+    let text = std::fs::read_to_string(&note).expect("a note");
+    signal(turn.record.leader.pid, Signal::KILL);
+    await_end(turn.record.leader.pid);
+    std::fs::remove_file(&note).expect("removed");
+    let death = check(&turn.record, &turn.record_dir(), false);
+    assert!(!matches!(death, Death::Proven(_)), "{death:?}");
+    std::fs::write(&note, text).expect("written");
+    let death = check(&turn.record, &turn.record_dir(), false);
+    assert!(matches!(&death, Death::Alive(living) if living.iter().any(|l| l.pid == daemon)));
+    // Another pid namespace sees a cgroup that is there, and takes it for no proof.
+    let mut elsewhere = turn.record.clone();
+    elsewhere.host.pid_namespace += 1;
+    assert!(matches!(check(&elsewhere, &turn.record_dir(), false), Death::Unproven(_)));
+    assert_empty_cgroup(&stop(&turn.record, &turn.record_dir(), GRACE, BOUND, false));
+    assert!(is_gone(daemon) && !turn.cgroup(&mount).exists());
+    if turn.record.host.machine_id.is_empty() {
+        return;
+    }
+    // Gone is known from there too.
+    assert_empty_cgroup(&check(&elsewhere, &turn.record_dir(), false));
+}
+
+#[test]
+fn a_fork_storm_is_killed_at_one_stroke() {
+    let Some(mount) = cgroups() else { return };
+    let _alone = STORMS.lock();
+    // Bounded by itself as well.
+    let storm = r#"
+for i in 1 2 3 4; do
+  setsid sh -c 'trap "" TERM; n=0; while [ $n -lt 250 ]; do setsid sleep 600 & n=$((n+1)); done; wait' >/dev/null 2>&1 &
+done
+: >"$ACK"; "#;
+    // While the supervisor lives, and after both were killed.
+    let turn = Turn::start(r#"{"grace_ms":200,"bound_ms":20000}"#, &format!("{storm} exit 0"));
+    let dir = turn.cgroup(&mount);
+    turn.ack();
+    let over = turn.over();
+    assert_eq!(over["death"]["Ok"], "no_children");
+    assert!(!dir.exists());
+    let duration = over["result"]["duration_ms"].as_u64().expect("a time");
+    let _ = writeln!(std::io::stderr(), "fork storm ended in {duration} ms, 200 of them grace");
+    let mut turn = Turn::start("{}", &format!("{storm} sleep 600"));
+    turn.ack();
+    turn.kill_both();
+    assert_empty_cgroup(&stop(&turn.record, &turn.record_dir(), GRACE, BOUND, false));
+    assert!(!turn.cgroup(&mount).exists());
+}
+
+#[test]
+fn what_a_crash_left_of_cgroups_is_swept() {
+    let Some(mount) = cgroups() else { return };
+    let mut turn = Turn::start("{}", r#"trap "" TERM; : >"$ACK"; exec sleep 600"#);
+    turn.ack();
+    let dir = turn.cgroup(&mount);
+    turn.kill_both();
+    worktx::process::sweep_cgroups(turn.dir.path());
+    assert!(dir.exists(), "somebody is in it");
+    std::fs::write(dir.join("cgroup.kill"), "1").expect("killed");
+    await_end(turn.record.leader.pid);
+    worktx::process::sweep_cgroups(turn.dir.path());
+    assert!(!dir.exists());
 }

@@ -22,6 +22,8 @@ pub enum Point {
     SealRecorded,
     /// The candidate is pinned.
     CandidatePinned,
+    /// The files of the post-check's checkout are written, its repository is not.
+    CheckoutWritten,
     /// The post-check passed; nothing is recorded of it.
     PostCheckPassed,
     /// `committing` is recorded.
@@ -62,6 +64,7 @@ impl Point {
             Self::TurnOver => "turn_over",
             Self::SealRecorded => "seal_recorded",
             Self::CandidatePinned => "candidate_pinned",
+            Self::CheckoutWritten => "checkout_written",
             Self::PostCheckPassed => "post_check_passed",
             Self::CommittingRecorded => "committing_recorded",
             Self::LocksHeld => "locks_held",

@@ -1,4 +1,5 @@
-//! Small tools that everything above uses: the clock, durable writes, notes, writing back, fault points.
+//! Small tools that everything above uses: the clock, durable writes, notes, removing a folder,
+//! writing back, fault points.
 //!
 //! # Limitations
 //! Linux only.
@@ -7,4 +8,5 @@ pub mod clock;
 pub mod durable;
 pub mod fault;
 pub mod note;
+pub mod rmtree;
 pub mod writeback;

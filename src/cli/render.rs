@@ -546,7 +546,10 @@ pub fn post_check(style: Style, d: &PostCheckDocument) -> String {
         "roll_back" => style.bad("would be rolled back"),
         other => style.notice(other),
     };
-    line!(out, "a turn that left the tree like this {decision}");
+    match d.view.as_str() {
+        "checkout" => line!(out, "a turn whose candidate was like HEAD {decision}"),
+        _ => line!(out, "a turn that left the tree like this {decision}"),
+    }
     out
 }
 

@@ -69,8 +69,6 @@ pub(super) enum Slot {
     /// One of some words, the laxest first.
     Word {
         words: &'static [&'static str],
-        /// Words that are known and not supported yet.
-        later: &'static [&'static str],
         get: fn(&Values) -> String,
         set: fn(&mut Values, &str),
     },
@@ -109,9 +107,8 @@ impl Key {
     /// The kind of its value, for people.
     pub fn kind(&self) -> String {
         match self.slot {
-            Slot::Word { words, later, .. } => {
-                let mut words: Vec<_> =
-                    words.iter().filter(|w| !later.contains(w)).map(|w| format!("`{w}`")).collect();
+            Slot::Word { words, .. } => {
+                let mut words: Vec<_> = words.iter().map(|w| format!("`{w}`")).collect();
                 words.reverse();
                 words.join(", ")
             }
@@ -169,11 +166,9 @@ fn spell<T: Serialize>(value: &T) -> String {
 }
 
 macro_rules! word {
-    ($($field:ident).+, $words:expr) => { word!($($field).+, $words, &[]) };
-    ($($field:ident).+, $words:expr, $later:expr) => {
+    ($($field:ident).+, $words:expr) => {
         Slot::Word {
             words: $words,
-            later: $later,
             get: |values| spell(&values.$($field).+),
             set: |values, word| values.$($field).+ = read(word),
         }
@@ -300,8 +295,8 @@ pub static KEYS: &[Key] = &[
     key(
         "post_check.view",
         No,
-        word!(settings.post_check.view, &["tree", "checkout"], &["checkout"]),
-        "What it sees: the live tree. (`checkout`, a clean checkout, is not supported yet.)",
+        word!(settings.post_check.view, &["tree", "checkout"]),
+        "What it sees: the live tree, or a clean checkout of the candidate.",
     ),
     key(
         "commit.author",
@@ -373,14 +368,13 @@ mod tests {
     #[test]
     fn every_word_is_one_of_its_type() {
         for key in KEYS {
-            let Slot::Word { words, later, get, set } = key.slot else { continue };
+            let Slot::Word { words, get, set } = key.slot else { continue };
             let mut values = Values::of(Settings::standard());
             assert!(words.contains(&get(&values).as_str()), "{}", key.name);
             for word in words {
                 set(&mut values, word);
                 assert_eq!(get(&values), *word, "{}", key.name);
             }
-            assert!(later.iter().all(|word| words.contains(word)));
         }
     }
 

@@ -25,11 +25,12 @@ pub const REPOSITORY_FILE: &str = ".worktx.toml";
 /// The variable that names the profile.
 pub const PROFILE_VARIABLE: &str = "WORKTX_PROFILE";
 /// Variables that worktx sets or reads, and that are no keys.
-pub const HANDED_OUT: [&str; 12] = [
+pub const HANDED_OUT: [&str; 13] = [
     PROFILE_VARIABLE,
     "WORKTX_EXECUTION_ID",
     "WORKTX_ATTEMPT",
     "WORKTX_WORKSPACE",
+    "WORKTX_REPOSITORY",
     "WORKTX_BASE",
     "WORKTX_CANDIDATE",
     "WORKTX_CHANGED_FILES",
@@ -320,17 +321,13 @@ impl<'a> Loading<'a> {
         let values = &mut self.loaded.values;
         match key.slot {
             Slot::Unsupported => return Err(ConfigError::NotSupported { at, key: name() }),
-            Slot::Word { words, later, get, set } => {
+            Slot::Word { words, get, set } => {
                 let word = text(raw, "a word").map_err(wrong)?;
                 let rank = |word: &str| words.iter().position(|w| *w == word);
                 let Some(new) = rank(word) else {
                     let known = words.join(", ");
                     return Err(wrong(format!("{word:?} is none of its values: {known}")));
                 };
-                if later.contains(&word) {
-                    let key = format!("{} = {word:?}", key.name);
-                    return Err(ConfigError::NotSupported { at, key });
-                }
                 if by_repository {
                     let default = get(&Values::of(Settings::standard()));
                     if Some(new) < rank(&default) {

@@ -10,8 +10,10 @@ use super::error::Failure;
 use super::rescue::pin_stop;
 use super::seal::{hex, signature};
 use super::session::Session;
-use super::{policy, query, view};
+use super::{query, view};
+use crate::git::attributes::CapturedAttributes;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
+use crate::git::convert::AutoCrlf;
 use crate::git::gitconfig::Identity;
 use crate::git::index::{Index, IndexError};
 use crate::git::index_known;
@@ -121,7 +123,7 @@ impl Begin<'_> {
     fn establish(&self, session: &mut Session, facts: &BaseFacts) -> Result<Baseline, Failure> {
         let settings = &self.loaded.values.settings;
         let rules = view::rules_of(&facts.config, &settings.scope);
-        let attributes = policy::captured_attributes(&facts.config);
+        let attributes = CapturedAttributes::of(&facts.config);
         let watcher = self.request.watcher.as_deref();
         let progress = watcher.map(|w| move |names| w.looked_at(names));
         let request = BaselineRequest {
@@ -130,7 +132,7 @@ impl Begin<'_> {
             head_tree: facts.tree,
             rules: &rules,
             attributes: &attributes,
-            autocrlf: policy::autocrlf(&facts.config),
+            autocrlf: AutoCrlf::of(&facts.config),
             file_mode: facts.config.file_mode,
             limits: settings.limits,
             temporary: &[],

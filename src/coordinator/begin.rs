@@ -410,6 +410,7 @@ impl Begin<'_> {
             stdin: Stdin::Inherit,
             output: if self.request.json { Output::StdoutToStderr } else { Output::Inherit },
             terminal: true,
+            cgroup: true,
         }
     }
 

@@ -1,11 +1,14 @@
-//! The post-check by itself: run now, on the tree as it stands, under the lock.
+//! The post-check by itself: run now, on the tree as it stands, or on a checkout of HEAD, under the
+//! lock.
 //!
 //! # Limitations
-//! What it writes stays: there is no seal to put back to.
+//! What it writes into the tree stays: there is no seal to put back to. With `view = "checkout"` it
+//! sees HEAD: what is not committed stands in no commit that could be checked out.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
+use super::checkout;
 use super::context::Context;
 use super::documents::PostCheckDocument;
 use super::drive::chain;
@@ -14,12 +17,15 @@ use super::outcome::SCHEMA;
 use super::place::PRIVATE_DIR;
 use super::session::Session;
 use crate::base::durable;
+use crate::base::rmtree::remove_tree;
+use crate::git::gitconfig::GitConfig;
 use crate::git::refs::Head;
 use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::hook::launch::{self, Facts};
 use crate::hook::{Capture, Origin, PostCheckDecision, Ran, Recheck, Step, after_run, before_run};
 use crate::process::{self, Bounds, Output, Requests, Signals, Stdin};
 use crate::tx::id::{AttemptKey, AttemptNo};
+use crate::tx::settings::View;
 use crate::tx::state::PostCheckRecord;
 use crate::tx::writer::EndedBy;
 
@@ -28,7 +34,8 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
     let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
     let session =
         Session::open(context.workspace.clone(), context.place.clone(), "post-check", None)?;
-    let head = match session.refs.head()? {
+    let at = session.refs.head()?;
+    let head = match at {
         Head::Branch(_, Some(id)) | Head::Detached(id) => id,
         Head::Branch(..) | Head::Other(_) => {
             return Err(Failure::impossible("there is no commit yet", "git commit"));
@@ -37,7 +44,9 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
     let tree = session.store.commit(head)?.tree;
     let loaded = context.settings(&session.store, tree)?;
     let folder = session.place.state.join("post-check");
-    let _ = std::fs::remove_dir_all(&folder);
+    process::sweep_cgroups(&folder);
+    // What cannot go is named where it is in the way.
+    let _ = remove_tree(&folder);
     durable::create_dir_all(&folder, PRIVATE_DIR).map_err(Failure::io("making a folder"))?;
     let home = context.variable("HOME").map(std::path::PathBuf::from);
     let captured = capture(
@@ -70,12 +79,28 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
                 .map_err(Failure::io("writing the list of changed files"))?;
             let execution = "post-check".parse().map_err(Failure::bug)?;
             let key = AttemptKey { execution, attempt: AttemptNo(0) };
+            let root = session.workspace.root();
+            let made = match settings.view {
+                View::Tree => None,
+                View::Checkout => {
+                    let branch = match &at {
+                        Head::Branch(name, _) => Some(name.as_str()),
+                        _ => None,
+                    };
+                    let git = GitConfig::capture(&session.workspace, &context.git_env(), branch)
+                        .map_err(Failure::other("reading git's configuration"))?;
+                    let prefix = &loaded.values.settings.ref_prefix;
+                    let made = checkout::make(&session, &git, prefix, &folder, head);
+                    Some(made.map_err(Failure::other("writing the checkout"))?)
+                }
+            };
             let launched = launch::command(
                 ready,
                 &Facts {
                     environment: &context.invocation.environment,
                     key: &key,
-                    workspace: session.workspace.root(),
+                    workspace: made.as_ref().map_or(root, |made| &made.root),
+                    repository: root,
                     base: head,
                     candidate: head,
                     changed_files: &changed,
@@ -90,6 +115,7 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
                 stdin: Stdin::Null,
                 output: Output::KeepTail { bytes: 32_000 },
                 terminal: false,
+                cgroup: true,
             };
             let lock = session.lock.share().map_err(Failure::io("sharing the lock"))?;
             let waiting = process::start(&command, &folder.join("run"), &[lock.as_fd()])?;
@@ -113,7 +139,7 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
         }
         (Step::Run(_), _) => return Err(Failure::bug("a post-check that was not captured")),
     };
-    if let Err(error) = std::fs::remove_dir_all(&folder) {
+    if let Err(error) = remove_tree(&folder) {
         tracing::warn!(error = %chain(&error), "the post-check's folder stays");
     }
     Ok(PostCheckDocument {
@@ -126,6 +152,11 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
         }
         .to_owned(),
         origin,
+        view: match settings.view {
+            View::Tree => "tree",
+            View::Checkout => "checkout",
+        }
+        .to_owned(),
         post_check: record,
     })
 }

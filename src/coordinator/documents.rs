@@ -336,6 +336,8 @@ pub struct PostCheckDocument {
     pub decision: String,
     /// Which one ran.
     pub origin: Option<String>,
+    /// What it saw: `tree`, the live tree, or `checkout`, a clean checkout of HEAD.
+    pub view: String,
     /// What it said.
     pub post_check: PostCheckRecord,
 }

@@ -8,6 +8,7 @@ pub mod begin;
 pub mod cancel;
 pub mod changes;
 pub mod check;
+mod checkout;
 mod commit;
 pub mod context;
 pub mod decide;

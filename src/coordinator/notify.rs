@@ -417,6 +417,7 @@ fn say(driver: &mut Driver<'_>, words: &str) -> Result<(), String> {
         stdin: Stdin::Bytes(input),
         output: Output::StdoutToStderr,
         terminal: false,
+        cgroup: false,
     };
     let folder = driver.session.place.attempt(&driver.key).join("notify");
     let waiting = process::start(&command, &folder, &[])

@@ -7,7 +7,8 @@
 //!     manifest/<workspace>.db               what was known of each work tree, a cache with proof
 //!     manifest/<workspace>.index            a note: which tree the index agrees with
 //!     ledger.db.in-order                    a note: how the ledger looked that was in order
-//!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome, output
+//!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome, output,
+//!                                           checkout-<n>/ while a post-check runs in one
 //!     spill/<execution>-<attempt>/          what was too large to be pinned
 //! <git directory>/worktx/                   per work tree, always here
 //!     workspace                             the lock; never unlinked

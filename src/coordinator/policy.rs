@@ -6,9 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::git::attributes::{Attributes, CapturedAttributes};
-use crate::git::convert::AutoCrlf;
-use crate::git::gitconfig::{self, GitConfig};
+use crate::git::attributes::Attributes;
 use crate::git::names::storable_name;
 use crate::tx::cause::Cause;
 use crate::tx::entry::{Change, Kind};
@@ -150,24 +148,5 @@ pub(super) fn judge_attributes(
         .map(|c| &c.path);
     for (path, _) in attributes.unsupported(files) {
         push(&mut verdicts.filtered, &path);
-    }
-}
-
-/// The attributes files from outside the tree, as captured at open.
-pub(super) fn captured_attributes(git: &GitConfig) -> CapturedAttributes {
-    CapturedAttributes {
-        system: git.system_attributes.bytes.clone(),
-        attributes_file: git.attributes.bytes.clone(),
-        info: git.info_attributes.bytes.clone(),
-        ignore_case: git.ignore_case,
-    }
-}
-
-/// `core.autocrlf`, as captured at open.
-pub(super) const fn autocrlf(git: &GitConfig) -> AutoCrlf {
-    match git.autocrlf {
-        gitconfig::AutoCrlf::False => AutoCrlf::Off,
-        gitconfig::AutoCrlf::True => AutoCrlf::On,
-        gitconfig::AutoCrlf::Input => AutoCrlf::Input,
     }
 }

@@ -71,6 +71,7 @@ pub fn reconcile(
             ledger.claim_owner(&attempt.key, owner.as_ref(), &Session::owner())?;
             driver.reconcile_one(again == Some(&attempt.key.execution))?;
         }
+        driver.drop_scratch();
         driver.give_locks_back()?;
         document.warnings.extend(notify::tell(&mut driver));
         count(&mut document, from, &attempt.key, &driver.spec, &driver.record.state);

@@ -7,22 +7,26 @@
 //!
 //! # Limitations
 //! Objects that no ref names any more are git's own gc to drop. A folder that a crash left before
-//! its attempt was recorded stays. An attempt one of whose refs was moved by somebody stays.
+//! its attempt was recorded stays. An attempt one of whose refs was moved by somebody,
+//! or whose folder cannot be removed, stays.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::checkout;
 use super::documents::GcDocument;
 use super::error::Failure;
 use super::outcome::SCHEMA;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::clock;
+use crate::base::rmtree::remove_tree;
 use crate::git::refs::RefError;
 use crate::git::store::Store;
 use crate::journal::Attempt;
+use crate::process;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Retention;
@@ -62,6 +66,14 @@ pub fn gc(
             document.kept += 1;
             continue;
         };
+        if !dry_run {
+            // Scratch that could not be removed at its end, or after a crash.
+            let folder = session.place.attempt(&attempt.key);
+            process::sweep_cgroups(&folder);
+            for (path, error) in checkout::sweep(&folder) {
+                tracing::warn!(path = %path.display(), %error, "a checkout stays");
+            }
+        }
         settled += 1;
         // Written by one function, so that the text sorts as the time does.
         let is_old = at < oldest.as_str();
@@ -115,8 +127,9 @@ fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Opt
             Err(error) => return Err(error.into()),
         }
     }
-    for folder in [&session.place.spill(key), &session.place.attempt(key), &prepared] {
-        remove_folder(folder)?;
+    let folders = [&session.place.spill(key), &session.place.attempt(key), &prepared];
+    if !folders.into_iter().all(|folder| remove_folder(folder)) {
+        return Ok(None);
     }
     // Its execution's folder, once the last attempt of it is gone.
     if let Some(parent) = session.place.attempt(key).parent() {
@@ -126,13 +139,13 @@ fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Opt
     Ok(Some(standing))
 }
 
-fn remove_folder(folder: &Path) -> Result<(), Failure> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Failure::io(format!("removing {}", folder.display()))(error))
-        }
-        _ => Ok(()),
+/// Whether a folder is gone. One that cannot be removed keeps its attempt, for the next gc.
+fn remove_folder(folder: &Path) -> bool {
+    let removed = remove_tree(folder);
+    if let Err(error) = &removed {
+        tracing::warn!(path = %folder.display(), %error, "a folder cannot be removed");
     }
+    removed.is_ok()
 }
 
 /// How much an attempt keeps of what was undone: the blobs that its pins add to its base, and

@@ -21,8 +21,8 @@ use super::error::Failure;
 use super::policy::{self, Verdicts};
 use super::view::{self, SealFile};
 use crate::base::fault::{self, Point};
-use crate::git::attributes::Attributes;
-use crate::git::convert::Conversions;
+use crate::git::attributes::{Attributes, CapturedAttributes};
+use crate::git::convert::{AutoCrlf, Conversions};
 use crate::git::index::{self, Index};
 use crate::git::index_known;
 use crate::git::pack::{PackError, PackWriter};
@@ -158,12 +158,12 @@ impl Driver<'_> {
             self.forced_paths(&snapshot, &turn_index, sealed_head, &scan, &mut verdicts)?;
 
         let attributes = Attributes::of_tree(
-            &policy::captured_attributes(&self.spec.git),
+            &CapturedAttributes::of(&self.spec.git),
             &self.session.root,
             &scan.attributes,
         )
         .map_err(Failure::other("reading the attributes of the tree"))?;
-        let mut converter = Conversions::new(attributes, policy::autocrlf(&self.spec.git));
+        let mut converter = Conversions::new(attributes, AutoCrlf::of(&self.spec.git));
         policy::judge_attributes(&scan.changes, converter.attributes(), &mut verdicts);
         if let Some(cause) = verdicts.cause() {
             return self.reject_turn(cause, turn, death, adopted);

@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -78,7 +79,7 @@ impl Driver<'_> {
                 let Capture::Ready(ready) = &capture else {
                     return Err(Failure::bug("a post-check that was not captured").into());
                 };
-                match self.run_post_check(&seal, ready, &mut post_check)? {
+                match self.run_on_view(&seal, ready, &mut post_check)? {
                     Ok(decision) => decision,
                     Err(cause) => return self.reject(&seal, cause, Some(post_check)),
                 }
@@ -100,12 +101,14 @@ impl Driver<'_> {
         }
     }
 
-    /// Runs the captured copy. `Err` is a cause that is not the post-check's own.
-    fn run_post_check(
+    /// Runs the captured copy in a folder: the root of the work tree, or a checkout. `Err` is a
+    /// cause that is not the post-check's own.
+    pub(super) fn run_post_check(
         &mut self,
         seal: &Seal,
         ready: &Ready,
         record: &mut PostCheckRecord,
+        view: &Path,
     ) -> Result<Result<PostCheckDecision, Cause>, Stop> {
         let run = match self.state() {
             TxState::Validating { run, .. } => run + 1,
@@ -122,7 +125,8 @@ impl Driver<'_> {
         let facts = Facts {
             environment: &self.live.environment,
             key: &self.key,
-            workspace: self.session.workspace.root(),
+            workspace: view,
+            repository: self.session.workspace.root(),
             base: self.spec.base,
             candidate: seal.candidate,
             changed_files: &changed_files,
@@ -139,6 +143,7 @@ impl Driver<'_> {
             stdin: Stdin::Null,
             output: Output::KeepTail { bytes: OUTPUT },
             terminal: false,
+            cgroup: true,
         };
         self.live.scope_seen = false;
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;

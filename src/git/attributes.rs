@@ -18,6 +18,7 @@ use gix_attributes::search::{MetadataCollection, Outcome};
 use gix_attributes::{Search, StateRef};
 use gix_glob::pattern::Case;
 
+use super::gitconfig::GitConfig;
 use super::manifest::child_path;
 use super::root::Root;
 use super::rules::{RulesError, read_rules};
@@ -43,6 +44,18 @@ pub struct CapturedAttributes {
     pub info: Vec<u8>,
     /// `core.ignoreCase`.
     pub ignore_case: bool,
+}
+
+impl CapturedAttributes {
+    /// Those of a captured configuration.
+    pub fn of(git: &GitConfig) -> Self {
+        Self {
+            system: git.system_attributes.bytes.clone(),
+            attributes_file: git.attributes.bytes.clone(),
+            info: git.info_attributes.bytes.clone(),
+            ignore_case: git.ignore_case,
+        }
+    }
 }
 
 /// A conversion that worktx does not perform.

@@ -1,5 +1,5 @@
-//! Git's built-in conversion of what stands in the tree to what it stores: line ends, by
-//! `text`, `eol`, their old name `crlf`, and `core.autocrlf`.
+//! Git's built-in conversion between what stands in the tree and what it stores: line ends, by
+//! `text`, `eol`, their old name `crlf`, `core.autocrlf` and, on the way out, `core.eol`.
 //!
 //! An unchanged path keeps the blob that its commit has, whatever the attributes say now: that is
 //! the caller's rule, not decided here.
@@ -9,9 +9,10 @@
 
 use std::borrow::Cow;
 
-use gix_filter::eol::{self, AttributesDigest, convert_to_git};
+use gix_filter::eol::{self, AttributesDigest, convert_to_git, convert_to_worktree};
 
 use super::attributes::{Attributes, Text};
+use super::gitconfig::{self, GitConfig};
 use crate::tx::path::RepoPath;
 
 /// `core.autocrlf`
@@ -26,6 +27,27 @@ pub enum AutoCrlf {
     Input,
 }
 
+impl AutoCrlf {
+    /// That of a captured configuration.
+    pub const fn of(git: &GitConfig) -> Self {
+        match git.autocrlf {
+            gitconfig::AutoCrlf::False => Self::Off,
+            gitconfig::AutoCrlf::True => Self::On,
+            gitconfig::AutoCrlf::Input => Self::Input,
+        }
+    }
+}
+
+/// `core.eol`: what ends a line in the tree where nothing else says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Eol {
+    /// `lf`, `native`, or not set.
+    #[default]
+    Lf,
+    /// `crlf`
+    Crlf,
+}
+
 /// The conversions of one view of the tree.
 #[derive(Debug)]
 pub struct Conversions {
@@ -34,8 +56,7 @@ pub struct Conversions {
 }
 
 impl Conversions {
-    /// From a view's attributes and the configuration captured at open. `core.eol` only decides
-    /// what a checkout writes, so that it is not asked.
+    /// From a view's attributes and the configuration captured at open.
     pub const fn new(attributes: Attributes, autocrlf: AutoCrlf) -> Self {
         Self { attributes, autocrlf }
     }
@@ -70,6 +91,37 @@ impl Conversions {
             Ok(true) => Cow::Owned(out),
             // An error comes from a round-trip check or the index only: neither is asked for.
             Ok(false) | Err(_) => Cow::Borrowed(bytes),
+        }
+    }
+
+    /// Whether a checkout may write another than the stored bytes.
+    pub fn may_change(&mut self, path: &RepoPath, eol: Eol) -> bool {
+        let digest = self.digest(path);
+        digest.to_eol(self.configuration(eol)) == Some(eol::Mode::CrLf)
+    }
+
+    /// The bytes that a checkout by git would write.
+    pub fn to_worktree<'b>(&mut self, path: &RepoPath, bytes: &'b [u8], eol: Eol) -> Cow<'b, [u8]> {
+        let digest = self.digest(path);
+        let mut out = Vec::new();
+        match convert_to_worktree(bytes, digest, &mut out, self.configuration(eol)) {
+            Ok(true) => Cow::Owned(out),
+            // An error is a buffer that cannot be had: the write after it would fail as well.
+            Ok(false) | Err(_) => Cow::Borrowed(bytes),
+        }
+    }
+
+    const fn configuration(&self, eol: Eol) -> eol::Configuration {
+        eol::Configuration {
+            auto_crlf: match self.autocrlf {
+                AutoCrlf::Off => eol::AutoCrlf::Disabled,
+                AutoCrlf::On => eol::AutoCrlf::Enabled,
+                AutoCrlf::Input => eol::AutoCrlf::Input,
+            },
+            eol: match eol {
+                Eol::Lf => Some(eol::Mode::Lf),
+                Eol::Crlf => Some(eol::Mode::CrLf),
+            },
         }
     }
 

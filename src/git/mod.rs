@@ -17,6 +17,7 @@ pub mod attributes;
 pub mod baseline;
 mod beneath;
 pub mod branch;
+pub mod checkout;
 pub mod configfile;
 pub mod convert;
 pub mod dir;
@@ -52,6 +53,7 @@ pub mod rules;
 pub mod scan;
 #[cfg(test)]
 mod scan_tests;
+pub mod scratch;
 pub mod smallfile;
 pub mod spill;
 pub mod store;

@@ -187,6 +187,11 @@ impl Store {
         Ok(self.read(id, ObjectKind::Blob)?.bytes().to_vec())
     }
 
+    /// Does something with the bytes of a blob, which are not copied.
+    pub fn with_blob<T>(&self, id: Oid, act: impl FnOnce(&[u8]) -> T) -> Result<T, StoreError> {
+        Ok(act(self.read(id, ObjectKind::Blob)?.bytes()))
+    }
+
     /// Reads a blob for the check of its id alone, and says how many bytes it has.
     pub fn verify_blob(&self, id: Oid) -> Result<u64, StoreError> {
         Ok(self.read(id, ObjectKind::Blob)?.bytes().len() as u64)

@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     pub key: &'a AttemptKey,
     /// Where it runs: the work tree, or the checkout of the candidate.
     pub workspace: &'a Path,
+    /// The root of the work tree.
+    pub repository: &'a Path,
     /// The commit that the attempt started from.
     pub base: Oid,
     /// The commit that it decides over.
@@ -92,14 +94,22 @@ pub fn command(ready: &Ready, facts: &Facts<'_>) -> Result<Launch, LaunchError> 
 
 fn environment(ready: &Ready, facts: &Facts<'_>) -> Vec<(OsString, OsString)> {
     let execution = facts.key.execution.as_str();
-    let given: [(&str, OsString); 9] = [
+    // In a checkout git is not to find another repository where that one's is gone.
+    let ceiling = facts.workspace.parent().filter(|_| facts.workspace != facts.repository);
+    // A command has no folder of its own.
+    let original_dir = match ready.origin {
+        Origin::Command { .. } => facts.workspace,
+        Origin::File { .. } => &ready.original_dir,
+    };
+    let given = [
         ("WORKTX_EXECUTION_ID", execution.into()),
         ("WORKTX_ATTEMPT", facts.key.attempt.to_string().into()),
         ("WORKTX_WORKSPACE", facts.workspace.into()),
+        ("WORKTX_REPOSITORY", facts.repository.into()),
         ("WORKTX_BASE", facts.base.to_string().into()),
         ("WORKTX_CANDIDATE", facts.candidate.to_string().into()),
         ("WORKTX_CHANGED_FILES", facts.changed_files.into()),
-        ("WORKTX_POST_CHECK_DIR", ready.original_dir.clone().into()),
+        ("WORKTX_POST_CHECK_DIR", original_dir.into()),
         ("TRINITY_EXECUTION_ID", execution.into()),
         // A `git status` of the post-check must not rewrite the index that the seal has seen.
         ("GIT_OPTIONAL_LOCKS", "0".into()),
@@ -111,6 +121,7 @@ fn environment(ready: &Ready, facts: &Facts<'_>) -> Vec<(OsString, OsString)> {
         .cloned()
         .collect();
     environment.extend(given.into_iter().map(|(name, value)| (name.into(), value)));
+    environment.extend(ceiling.map(|path| ("GIT_CEILING_DIRECTORIES".into(), path.into())));
     environment
 }
 
@@ -158,6 +169,7 @@ mod tests {
             environment,
             key: &key,
             workspace: Path::new("/ws"),
+            repository: Path::new("/ws"),
             base: Oid::ZERO,
             candidate: Oid::EMPTY_TREE,
             changed_files: Path::new("/state/changed"),
@@ -196,7 +208,8 @@ mod tests {
             format!("WORKTX_CANDIDATE={}", Oid::EMPTY_TREE),
             "WORKTX_CHANGED_FILES=/state/changed".to_owned(),
             "WORKTX_EXECUTION_ID=job-7".to_owned(),
-            "WORKTX_POST_CHECK_DIR=/home/x/.trinity".to_owned(),
+            "WORKTX_POST_CHECK_DIR=/ws".to_owned(),
+            "WORKTX_REPOSITORY=/ws".to_owned(),
             "WORKTX_STATE_DIR=/state".to_owned(),
             "WORKTX_WORKSPACE=/ws".to_owned(),
         ];

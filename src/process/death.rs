@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::cgroup::{self, Seen};
 use super::ladder::freeze_and_kill;
 use super::record::{self, Proof};
-use super::suspects::{self, Found};
+use super::suspects::{self, Found, TurnCgroup};
 use super::table::{self, Process, Table};
 use crate::tx::writer::{DeathProof, ProcessId, ProvenDead, WriterRecord};
 
@@ -75,8 +76,16 @@ pub fn check(record: &WriterRecord, record_dir: &Path, exclusive_volume: bool) -
     if record::is_free(record_dir) == Some(false) {
         return Death::Unproven("somebody holds the supervisor's lock".to_owned());
     }
+    let cgroup = cgroup_seen(record, record_dir);
+    if cgroup == Some(Seen::Populated) {
+        return Death::Unproven(
+            "somebody who cannot be seen is in the cgroup of the turn".to_owned(),
+        );
+    }
     if found.suspects.is_empty() {
-        return Death::Proven(ProvenDead::attest(DeathProof::Gone));
+        let is_empty = matches!(cgroup, Some(Seen::Empty | Seen::Gone));
+        let how = if is_empty { DeathProof::CgroupEmpty } else { DeathProof::Gone };
+        return Death::Proven(ProvenDead::attest(how));
     }
     let named: Vec<String> = found
         .suspects
@@ -96,6 +105,22 @@ pub fn check(record: &WriterRecord, record_dir: &Path, exclusive_volume: bool) -
 /// A supervisor that still lives has lost its coordinator and ends the turn itself; it gets the
 /// time for that first. The caller holds the workspace lock: the writer's coordinator is gone.
 pub fn stop(
+    record: &WriterRecord,
+    record_dir: &Path,
+    grace: Duration,
+    bound: Duration,
+    exclusive_volume: bool,
+) -> Death {
+    let death = end(record, record_dir, grace, bound, exclusive_volume);
+    if matches!(death, Death::Proven(_))
+        && let Some(own) = record.cgroup.as_deref().and_then(|path| cgroup::find(record_dir, path))
+    {
+        own.remove();
+    }
+    death
+}
+
+fn end(
     record: &WriterRecord,
     record_dir: &Path,
     grace: Duration,
@@ -132,7 +157,11 @@ pub fn stop(
         std::thread::sleep(LOOK);
     }
     let until = Instant::now() + bound;
+    let own = record.cgroup.as_deref().and_then(|path| cgroup::find(record_dir, path));
     while Instant::now() < until {
+        if let Some(own) = &own {
+            own.kill();
+        }
         if freeze_and_kill(until, &mut find, |_| {}).is_some_and(|left| left == 0) {
             break;
         }
@@ -172,6 +201,15 @@ fn elsewhere(record: &WriterRecord, record_dir: &Path, exclusive_volume: bool) -
     if exclusive_volume && record::is_free(record_dir) == Some(true) {
         return Death::Proven(ProvenDead::attest(DeathProof::ExclusiveVolume));
     }
+    // A cgroup goes only when nobody is in it; the supervisor, which is not, holds its lock.
+    if same_machine
+        && !other_boot
+        && is_local(record_dir)
+        && cgroup_seen(record, record_dir) == Some(Seen::Gone)
+        && record::is_free(record_dir) == Some(true)
+    {
+        return Death::Proven(ProvenDead::attest(DeathProof::CgroupEmpty));
+    }
     let where_to = if same_machine && other_boot {
         "before a reboot, on a file system that other machines may share"
     } else if same_machine {
@@ -205,7 +243,17 @@ fn look_in(table: &Table, record: &WriterRecord, record_dir: &Path) -> Found {
     let traces = record::traces(record_dir).filter(|traces| {
         traces.supervisor == Some(record.supervisor) && traces.leader == Some(record.leader)
     });
-    suspects::look(table, record, traces.as_ref(), own, &|pid| record::cgroup_of(pid))
+    let turn = record.cgroup.as_deref().map(|path| match cgroup::look(record_dir, path) {
+        Seen::Unknown => TurnCgroup::Unseen,
+        _ => TurnCgroup::Known(path),
+    });
+    suspects::look(table, record, traces.as_ref(), own, turn, &|pid| record::cgroup_of(pid))
+}
+
+/// What can be said of the cgroup that was made for the writer; `None` where there was none.
+fn cgroup_seen(record: &WriterRecord, record_dir: &Path) -> Option<Seen> {
+    let path = record.cgroup.as_deref()?;
+    Some(cgroup::find(record_dir, path).map_or(Seen::Unknown, |own| own.look_twice()))
 }
 
 fn living(process: &Process) -> Living {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait};
 
+use super::cgroup::Own;
 use super::table::{self, Process, Table};
 use super::wire::Ending;
 use crate::tx::writer::{KilledProcess, ProcessId};
@@ -69,11 +70,18 @@ pub(super) struct Ladder {
     status: (Option<i32>, Option<i32>),
     named: HashMap<ProcessId, usize>,
     killed: Vec<KilledProcess>,
+    /// Where everything of the turn is, unless it moved itself.
+    cgroup: Option<Own>,
 }
 
 impl Ladder {
     /// The leader runs, or waits at its pipe.
-    pub(super) fn new(leader: ProcessId, grace: Duration, bound: Duration) -> Self {
+    pub(super) fn new(
+        leader: ProcessId,
+        grace: Duration,
+        bound: Duration,
+        cgroup: Option<Own>,
+    ) -> Self {
         Self {
             leader,
             grace,
@@ -84,12 +92,18 @@ impl Ladder {
             status: (None, None),
             named: HashMap::new(),
             killed: Vec::new(),
+            cgroup,
         }
     }
 
     /// The leader may have been reaped by a supervisor that is gone.
-    pub(super) fn take_over(leader: ProcessId, grace: Duration, bound: Duration) -> Self {
-        let mut ladder = Self::new(leader, grace, bound);
+    pub(super) fn take_over(
+        leader: ProcessId,
+        grace: Duration,
+        bound: Duration,
+        cgroup: Option<Own>,
+    ) -> Self {
+        let mut ladder = Self::new(leader, grace, bound, cgroup);
         ladder.reaped = table::read(leader.pid).is_none_or(|process| process.id != leader);
         if ladder.reaped {
             ladder.phase = Phase::Survivors { kill_at: Instant::now() + grace };
@@ -201,6 +215,13 @@ impl Ladder {
         self.status
     }
 
+    /// Removes the cgroup; to be called once death is proven.
+    pub(super) fn remove_cgroup(&self) {
+        if let Some(own) = &self.cgroup {
+            own.remove();
+        }
+    }
+
     /// The survivors that were ended.
     pub(super) fn into_killed(self) -> Vec<KilledProcess> {
         self.killed
@@ -235,8 +256,19 @@ impl Ladder {
         survivors.len()
     }
 
-    /// Freezes all descendants until none appears any more, then kills them.
+    /// Kills the cgroup at one stroke, where there is one; then freezes all descendants until none
+    /// appears any more, and kills them: who moved to another cgroup is a descendant still.
     fn kill_everything(&mut self, until: Instant) {
+        if self.cgroup.is_some()
+            && let Ok(table) = Table::read()
+        {
+            for process in descendants_of_this(&table) {
+                self.name(&process, "SIGKILL");
+            }
+        }
+        if let Some(own) = &self.cgroup {
+            own.kill();
+        }
         let seen = |process: &Process| self.name(process, "SIGKILL");
         freeze_and_kill(until, &mut descendants_of_this, seen);
     }

@@ -11,9 +11,9 @@
 //!
 //! # Limitations
 //! What a daemon outside the turn starts on its behalf is no descendant and is not found. A root
-//! turn can do anything. No cgroup is used yet: [`WriterRecord::cgroup`](crate::tx::writer::WriterRecord::cgroup) is `None`, and a record
-//! that has one is judged without it.
+//! turn can do anything.
 
+mod cgroup;
 mod death;
 mod find;
 mod ladder;
@@ -34,6 +34,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+pub use cgroup::sweep as sweep_cgroups;
 pub use death::{Death, Living, check, operators_word, stop};
 pub use find::{ProgramNotFound, find_program};
 pub use signals::{Request, Signals};
@@ -60,6 +61,8 @@ pub struct Command {
     pub output: Output,
     /// It may own the terminal, where standard input is one.
     pub terminal: bool,
+    /// It gets a cgroup of its own, where one can be made.
+    pub cgroup: bool,
 }
 
 /// The standard input of a command.

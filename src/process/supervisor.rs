@@ -26,6 +26,7 @@ use rustix::process::{
     DumpableBehavior, Signal, set_child_subreaper, set_dumpable_behavior, setpgid, setsid,
 };
 
+use super::cgroup::{self, Own};
 use super::ladder::{Ladder, Step};
 use super::record::{self, Proof, Traces};
 use super::wire::{self, Ended, Ending, Lead, LeaderNews, News, Order, Plan};
@@ -68,6 +69,8 @@ struct Held {
     _kept: Vec<OwnedFd>,
     supervisor: ProcessId,
     leader: ProcessId,
+    /// Where one could be made.
+    cgroup: Option<Own>,
 }
 
 fn supervise() -> io::Result<()> {
@@ -76,21 +79,23 @@ fn supervise() -> io::Result<()> {
     // Standard input is the coordinator; as handle 0 it would be inherited, so it moves away.
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    let Some((Order::Setup { record_dir, in_session }, handles)) = wire::receive(&control)? else {
+    let Some((Order::Setup { record_dir, in_session, cgroup }, handles)) = wire::receive(&control)?
+    else {
         return Ok(());
     };
     let record_dir = PathBuf::from(OsString::from_vec(record_dir));
-    let held = match set_up(record_dir, in_session, handles) {
+    let held = match set_up(record_dir, in_session, cgroup, handles) {
         Ok(held) => held,
         Err(why) => return wire::send(&control, &News::Failed { why }, &[]),
     };
     let leader = held.leader;
-    wire::send(&control, &News::Ready { supervisor: held.supervisor, leader }, &[])?;
+    let cgroup = held.cgroup.as_ref().map(|own| own.path.clone());
+    wire::send(&control, &News::Ready { supervisor: held.supervisor, leader, cgroup }, &[])?;
     match wire::receive(&control) {
         Ok(Some((Order::Go { grace_ms, bound_ms }, _))) => {
             let grace = Duration::from_millis(grace_ms);
             let bound = Duration::from_millis(bound_ms);
-            run(held, &control, &children, Ladder::new(leader, grace, bound))
+            run(held, &control, &children, (grace, bound))
         }
         // The coordinator is gone, or gave it up.
         _ => abandon(held, &control),
@@ -100,6 +105,7 @@ fn supervise() -> io::Result<()> {
 fn set_up(
     record_dir: PathBuf,
     in_session: bool,
+    cgroup: bool,
     mut handles: Vec<OwnedFd>,
 ) -> Result<Held, String> {
     let what = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
@@ -143,6 +149,7 @@ fn set_up(
         ..Traces::gather()
     };
     record::describe(&lock, &traces).map_err(what("the supervisor's lock"))?;
+    let cgroup = cgroup.then(|| cgroup::make(&record_dir, &supervisor, &leader.id)).flatten();
     Ok(Held {
         lock,
         record_dir,
@@ -151,6 +158,7 @@ fn set_up(
         _kept: kept,
         supervisor,
         leader: leader.id,
+        cgroup,
     })
 }
 
@@ -175,6 +183,9 @@ fn abandon(held: Held, control: &OwnedFd) -> io::Result<()> {
         signal: None,
     };
     let written = proof.write(&held.record_dir);
+    if let Some(own) = held.cgroup.filter(|_| proof.how.is_some()) {
+        own.remove();
+    }
     let ended = Ended {
         exit_code: None,
         signal: None,
@@ -189,7 +200,13 @@ fn abandon(held: Held, control: &OwnedFd) -> io::Result<()> {
     written
 }
 
-fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) -> io::Result<()> {
+fn run(
+    held: Held,
+    control: &OwnedFd,
+    children: &OwnedFd,
+    (grace, bound): (Duration, Duration),
+) -> io::Result<()> {
+    let mut ladder = Ladder::new(held.leader, grace, bound, held.cgroup);
     let started = Instant::now();
     let for_leader: Vec<_> = held.for_leader.iter().map(|fd| fd.as_fd()).collect();
     let mut exec_error = wire::send(&held.leader_socket, &Lead, &for_leader)
@@ -245,6 +262,9 @@ fn run(held: Held, control: &OwnedFd, children: &OwnedFd, mut ladder: Ladder) ->
         signal,
     };
     let written = proof.write(&held.record_dir);
+    if proof.how.is_some() {
+        ladder.remove_cgroup();
+    }
     let ended = Ended {
         exit_code,
         signal,

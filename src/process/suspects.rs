@@ -6,8 +6,9 @@
 //! suspect. Explanations, each sound by itself:
 //!
 //! - its session is older than the turn (sessions cannot be joined), unless the turn shares it;
-//! - it is in another cgroup than the one where the turn was started (leaving it needs rights
-//!   beyond a plain user's);
+//! - it is in another cgroup than the turn: than the one that was made for it, or, without such a
+//!   one, than that where it was started (leaving it takes rights beyond a plain user's, or a
+//!   delegated tree and the will to);
 //! - its parent lives and is neither init, nor an ancestor of the supervisor (only these may be
 //!   handed the turn's orphans), nor itself of the turn or suspect;
 //! - its parent is outside this pid namespace (`docker exec`): orphans fall to the inner init.
@@ -18,6 +19,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::cgroup;
 use super::record::Traces;
 use super::table::{Process, Table};
 use crate::tx::writer::WriterRecord;
@@ -31,14 +33,30 @@ pub(super) struct Found {
     pub(super) suspects: Vec<Process>,
 }
 
-/// Looks for the writer; `own` is the pid of who looks.
+/// The cgroup that was made for a turn.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum TurnCgroup<'a> {
+    /// Its path; the paths of others can be compared with it.
+    Known(&'a str),
+    /// There is one, and from here nothing can be compared with it.
+    Unseen,
+}
+
+/// Looks for the writer; `own` is the pid of who looks, `turn` the cgroup that was made for it.
 pub(super) fn look(
     table: &Table,
     record: &WriterRecord,
     traces: Option<&Traces>,
     own: i32,
+    turn: Option<TurnCgroup<'_>>,
     cgroup_of: &dyn Fn(i32) -> String,
 ) -> Found {
+    let in_cgroup = |pid: i32| match turn {
+        Some(TurnCgroup::Known(made)) => {
+            cgroup::path_in(&cgroup_of(pid)).is_some_and(|path| cgroup::holds(made, path))
+        }
+        _ => false,
+    };
     let leader = record.leader;
     let reused = table.0.get(&leader.pid).is_some_and(|process| process.id != leader);
     let roots: HashSet<i32> = table
@@ -49,6 +67,7 @@ pub(super) fn look(
             p.id == record.supervisor
                 || p.id == leader
                 || (!reused && (p.session == leader.pid || p.group == leader.pid))
+                || in_cgroup(p.id.pid)
         })
         .map(|p| p.id.pid)
         .collect();
@@ -69,6 +88,7 @@ pub(super) fn look(
         since: record.started_ticks,
         traces,
         own,
+        turn,
         cgroup_of,
         old_sessions,
         known: certain.iter().map(|pid| (*pid, false)).collect(),
@@ -89,6 +109,7 @@ struct Judge<'a> {
     since: u64,
     traces: Option<&'a Traces>,
     own: i32,
+    turn: Option<TurnCgroup<'a>>,
     cgroup_of: &'a dyn Fn(i32) -> String,
     old_sessions: HashSet<i32>,
     known: HashMap<i32, bool>,
@@ -115,7 +136,15 @@ impl Judge<'_> {
             && self.old_sessions.contains(&process.session);
         let by_cgroup = || {
             let its = (self.cgroup_of)(process.id.pid);
-            self.traces.is_some_and(|t| !t.cgroup.is_empty() && !its.is_empty() && its != t.cgroup)
+            match self.turn {
+                Some(TurnCgroup::Known(made)) => {
+                    cgroup::path_in(&its).is_some_and(|path| !cgroup::holds(made, path))
+                }
+                Some(TurnCgroup::Unseen) => false,
+                None => self
+                    .traces
+                    .is_some_and(|t| !t.cgroup.is_empty() && !its.is_empty() && its != t.cgroup),
+            }
         };
         (process.parent == 0 && process.id.pid != 1) || by_session || by_cgroup()
     }
@@ -144,6 +173,14 @@ mod tests {
     }
 
     fn found(extra: &[Process], traces: Option<&Traces>) -> (Vec<i32>, Vec<i32>) {
+        found_in(None, extra, traces)
+    }
+
+    fn found_in(
+        turn: Option<TurnCgroup<'_>>,
+        extra: &[Process],
+        traces: Option<&Traces>,
+    ) -> (Vec<i32>, Vec<i32>) {
         let old = [
             process(1, 0, 1, 1),
             process(10, 1, 10, 5), // a shell, from which the coordinator was started
@@ -164,8 +201,15 @@ mod tests {
             cgroup: None,
             started_ticks: SINCE,
         };
-        let cgroup = |pid: i32| if pid == 70 { "0::/other" } else { "0::/" }.to_owned();
-        let found = look(&table, &record, traces, OWN, &cgroup);
+        let cgroup = |pid: i32| {
+            let path = match pid {
+                70 => "/other",
+                80..=89 => "/worktx-50-100/inner",
+                _ => "/",
+            };
+            format!("1:devices:/x\n0::{path}\n")
+        };
+        let found = look(&table, &record, traces, OWN, turn, &cgroup);
         let pids = |list: Vec<Process>| list.iter().map(|p| p.id.pid).collect();
         (pids(found.ours), pids(found.suspects))
     }
@@ -173,7 +217,7 @@ mod tests {
     fn traces() -> Traces {
         let ancestors =
             vec![ProcessId { pid: 10, start_ticks: 5 }, ProcessId { pid: 1, start_ticks: 1 }];
-        Traces { ancestors, cgroup: "0::/".to_owned(), ..Traces::default() }
+        Traces { ancestors, cgroup: "1:devices:/x\n0::/\n".to_owned(), ..Traces::default() }
     }
 
     #[test]
@@ -204,6 +248,24 @@ mod tests {
             process(72, OWN, 72, 310), // of this process
         ];
         assert_eq!(found(&others, Some(&traces())), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_cgroup_of_its_own_tells_the_turn_from_others() {
+        let all = [
+            process(60, 1, 60, 120), // an orphan of somebody else, where the turn was started
+            process(61, 60, 61, 121),
+            process(70, 1, 70, 120), // a service
+            process(80, 1, 80, 122), // an orphan of the turn
+            process(81, 80, 81, 123),
+            process(62, 81, 62, 124), // its child, which moved itself
+        ];
+        let own = TurnCgroup::Known("/worktx-50-100");
+        assert_eq!(found_in(Some(own), &all, Some(&traces())), (vec![80, 81, 62], vec![]));
+        assert_eq!(found_in(Some(own), &all, None), (vec![80, 81, 62], vec![]));
+        // Where paths cannot be compared a cgroup explains nothing.
+        let found = found_in(Some(TurnCgroup::Unseen), &all, Some(&traces()));
+        assert_eq!(found, (vec![], vec![60, 70, 61, 80, 81, 62]));
     }
 
     #[test]

@@ -55,6 +55,7 @@ fn run(args: &[OsString]) -> Result<(), AnyError> {
         env: std::env::vars_os().collect(),
         stdin: Stdin::Inherit,
         output: tail.map_or(Output::Inherit, |bytes| Output::KeepTail { bytes }),
+        cgroup: options["cgroup"].as_bool().unwrap_or(true),
         terminal: options["terminal"].as_bool().unwrap_or(false),
     };
     let kept = options["keep"].as_str().map(std::fs::File::create).transpose()?;

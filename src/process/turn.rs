@@ -23,7 +23,7 @@ use super::signals::{Signals, StopsCaught};
 use super::supervisor::SUPERVISE;
 use super::terminal::{self, Terminal};
 use super::wire::{self, Ended, Ending, News, Order, Plan};
-use super::{Bounds, Command, Output, Request, Requests, Stdin, TurnOver, Unproven, table};
+use super::{Bounds, Command, Output, Request, Requests, Stdin, TurnOver, Unproven, cgroup, table};
 use crate::base::durable;
 use crate::tx::writer::{DeathProof, EndedBy, ProvenDead, TurnResult, WriterRecord};
 
@@ -74,6 +74,7 @@ pub struct Waiting {
     supervisor: Child,
     control: OwnedFd,
     record: WriterRecord,
+    record_dir: PathBuf,
     in_session: bool,
     copier: Option<CopierBox>,
 }
@@ -147,12 +148,16 @@ pub fn start(
         .stdout(Stdio::null())
         .spawn()
         .map_err(system("start the supervisor"))?;
-    let setup = Order::Setup { record_dir: bytes(record_dir.as_os_str()), in_session };
+    let setup = Order::Setup {
+        record_dir: bytes(record_dir.as_os_str()),
+        in_session,
+        cgroup: command.cgroup,
+    };
     let mut handles = vec![plan.as_fd(), stdin, stdout, stderr];
     handles.extend_from_slice(keep);
     let answer = wire::send(&control, &setup, &handles).and_then(|()| wire::receive(&control));
-    let (supervisor_id, leader) = match answer {
-        Ok(Some((News::Ready { supervisor, leader }, _))) => (supervisor, leader),
+    let (supervisor_id, leader, cgroup) = match answer {
+        Ok(Some((News::Ready { supervisor, leader, cgroup }, _))) => (supervisor, leader, cgroup),
         answer => {
             let why = match answer {
                 Ok(Some((News::Failed { why }, _))) => why,
@@ -169,11 +174,11 @@ pub fn start(
         host: table::this_host(),
         supervisor: supervisor_id,
         leader,
-        cgroup: None,
+        cgroup,
         // The supervisor is the first of them.
         started_ticks: supervisor_id.start_ticks,
     };
-    Ok(Waiting { supervisor, control, record, in_session, copier })
+    Ok(Waiting { supervisor, control, record, record_dir, in_session, copier })
 }
 
 /// A file in memory with these bytes, to be read from its beginning.
@@ -381,7 +386,10 @@ impl Waiting {
     ) -> (Ended, Result<ProvenDead, Unproven>) {
         let _ = self.supervisor.kill();
         let _ = self.supervisor.wait();
-        let mut ladder = Ladder::take_over(self.record.leader, bounds.grace, bounds.proof_bound);
+        let path = self.record.cgroup.as_deref();
+        let own = || path.and_then(|path| cgroup::find(&self.record_dir, path));
+        let mut ladder =
+            Ladder::take_over(self.record.leader, bounds.grace, bounds.proof_bound, own());
         ladder.end(Ending::Terminate);
         let interrupts = run.map(|(signals, _)| signals.interrupts());
         let unproven = loop {
@@ -399,6 +407,11 @@ impl Waiting {
                 }
             }
         };
+        if unproven.is_none()
+            && let Some(own) = own()
+        {
+            own.remove();
+        }
         let (exit_code, signal) = ladder.status();
         let death = match &unproven {
             None => Ok(ProvenDead::attest(DeathProof::NoChildren)),

@@ -34,6 +34,8 @@ pub(super) enum Order {
         record_dir: Vec<u8>,
         /// Stay in the session, in a group of its own; otherwise a session of its own.
         in_session: bool,
+        /// Make a cgroup for the leader, if that can be.
+        cgroup: bool,
     },
     /// The writer is recorded: run it.
     Go { grace_ms: u64, bound_ms: u64 },
@@ -60,7 +62,7 @@ pub(super) enum Ending {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum News {
     /// Supervisor and leader wait to be recorded.
-    Ready { supervisor: ProcessId, leader: ProcessId },
+    Ready { supervisor: ProcessId, leader: ProcessId, cgroup: Option<String> },
     /// They do not; the supervisor leaves.
     Failed { why: String },
     /// The leader is stopped (job control).

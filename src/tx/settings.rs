@@ -102,7 +102,7 @@ word_enum! {
     View {
         /// The live tree.
         Tree,
-        /// A clean checkout of the candidate.
+        /// A clean checkout of the candidate, in a scratch folder.
         Checkout,
     }
 }

@@ -340,15 +340,20 @@ impl Lab {
         }
     }
 
-    /// No lock, no temporary folder.
+    /// No lock, no temporary folder, no cgroup, no checkout.
     #[track_caller]
     pub fn nothing_is_left_over(&self) {
+        assert!(self.repo.cgroups().is_empty(), "{:?}", self.repo.cgroups());
         let tree = self.repo.listing();
         let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx-tmp")).collect();
         assert!(temporary.is_empty(), "{temporary:?}");
         let locks: Vec<_> = listing(&self.repo.git_dir())
             .into_keys()
-            .filter(|p| p.ends_with(".lock") || p.starts_with("worktx/prepared/"))
+            .filter(|p| {
+                p.ends_with(".lock")
+                    || p.starts_with("worktx/prepared/")
+                    || p.starts_with("worktx/attempts/") && p.contains("/checkout-")
+            })
             .collect();
         assert!(locks.is_empty(), "{locks:?}");
     }

@@ -15,6 +15,7 @@
 )]
 
 mod attacks;
+mod checkout;
 mod crash;
 mod crash_cancel;
 mod crash_check;

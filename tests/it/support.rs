@@ -258,6 +258,22 @@ impl Repo {
         ran.stdout.trim_end().to_owned()
     }
 
+    /// The cgroups that the ledger names, and that are there.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
+        let mount = mounts.lines().find_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let fields: Vec<&str> = left.split(' ').collect();
+            (right.starts_with("cgroup2 ") && fields[3] == "/").then(|| PathBuf::from(fields[4]))
+        });
+        let Some(mount) = mount else { return Vec::new() };
+        let named = self.sql(
+            "select distinct value from attempt, json_tree(data) where key = 'cgroup' and value is not null",
+        );
+        let paths = named.lines().map(|path| mount.join(path.trim_start_matches('/')));
+        paths.filter(|path| path.exists()).collect()
+    }
+
     /// Everything below the root but `.git`: kind, mode and bytes by path.
     pub fn listing(&self) -> BTreeMap<String, String> {
         listing(&self.root)
