@@ -6,7 +6,8 @@
 //! is anything of an execution that has an unsettled attempt.
 //!
 //! # Limitations
-//! Objects that no ref names any more are git's own gc to drop. A folder that a crash left before
+//! Objects that no ref names any more are git's own gc to drop; the packs that hold them are only
+//! made few. A folder that a crash left before
 //! its attempt was recorded stays. An attempt one of whose refs was moved by somebody stays.
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::clock;
 use crate::git::refs::RefError;
+use crate::git::repack;
 use crate::git::store::Store;
 use crate::journal::Attempt;
 use crate::tx::id::{AttemptKey, Oid};
@@ -84,6 +86,7 @@ pub fn gc(
     }
     if !dry_run {
         session.ledger.remove_refusals_before(&oldest)?;
+        repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
     }
     Ok(document)
 }
