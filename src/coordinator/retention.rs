@@ -6,9 +6,9 @@
 //! is anything of an execution that has an unsettled attempt.
 //!
 //! # Limitations
-//! Objects that no ref names any more are git's own gc to drop. A folder that a crash left before
-//! its attempt was recorded stays. An attempt one of whose refs was moved by somebody,
-//! or whose folder cannot be removed, stays.
+//! Objects that no ref names any more are git's own gc to drop; the packs that hold them are only
+//! made few. A folder that a crash left before its attempt was recorded stays. An attempt one of
+//! whose refs was moved by somebody, or whose folder cannot be removed, stays.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,6 +24,7 @@ use super::spec::AttemptSpec;
 use crate::base::clock;
 use crate::base::rmtree::remove_tree;
 use crate::git::refs::RefError;
+use crate::git::repack;
 use crate::git::store::Store;
 use crate::journal::Attempt;
 use crate::process;
@@ -96,6 +97,7 @@ pub fn gc(
     }
     if !dry_run {
         session.ledger.remove_refusals_before(&oldest)?;
+        repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
     }
     Ok(document)
 }

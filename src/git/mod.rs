@@ -46,6 +46,7 @@ pub mod putback;
 pub mod reflog;
 pub mod refs;
 pub mod refusal;
+pub mod repack;
 pub mod restore;
 pub mod root;
 pub mod row;

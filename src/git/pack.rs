@@ -3,7 +3,7 @@
 //! Order: objects into a temporary file; its head and checksum; sync; the index beside it; sync;
 //! pack renamed, index renamed; the folder synced. Only then [`PackWriter::finish`] says so, after
 //! every object was found again. git looks for `.idx` files, so that a pack without one is not
-//! there yet. Temporary names start with `tmp_`, which `git gc` clears, and do not end in `.idx`
+//! there yet. A pack is named so that it is known as worktx's own (`repack`). Temporary names start with `tmp_`, which `git gc` clears, and do not end in `.idx`
 //! or `.pack`: git uses any pair of these, whatever it is called.
 //!
 //! Own code, and not `git2::Indexer`: that one wants the number of objects before the first one,
@@ -26,6 +26,7 @@ use sha1::{Digest as _, Sha1};
 
 use super::odb::ObjectKind;
 use super::packed::{IDX_HEADER, PackedIds};
+use super::repack::own_name;
 use super::store::{Store, StoreError};
 use crate::base::durable;
 use crate::tx::id::Oid;
@@ -113,6 +114,13 @@ impl<'a> PackWriter<'a> {
         }
     }
 
+    /// A writer of objects that lie in other packs already, and are to lie in this one too.
+    pub(super) fn apart(store: &'a Store) -> Self {
+        let mut writer = Self::new(store);
+        writer.packed = PackedIds::default();
+        writer
+    }
+
     /// Whether the object is durably there already, or in this pack: adding it would be for
     /// nothing. Loose objects do not count (git does not sync them), nor those of alternates.
     pub fn contains(&self, id: Oid) -> bool {
@@ -188,12 +196,25 @@ impl<'a> PackWriter<'a> {
         }
     }
 
-    fn append(
-        &mut self,
-        kind: ObjectKind,
-        size: u64,
-        from: &mut dyn Read,
-    ) -> Result<(Oid, u32), PackError> {
+    /// Adds an object as it stands in another pack: its head and its compressed bytes. The caller
+    /// has hashed them.
+    pub(super) fn add_entry(&mut self, id: Oid, entry: &[u8]) -> Result<(), PackError> {
+        if self.contains(id) {
+            return Ok(());
+        }
+        let start = self.at.max(12);
+        let (path, file) = self.begun()?;
+        let written = file.write_all(entry).map_err(|e| io_error("write", path, e));
+        self.broken |= written.is_err();
+        written?;
+        self.at = start + entry.len() as u64;
+        self.ids.insert(id);
+        self.written.push(Written { id, crc: crc32fast::hash(entry), offset: start });
+        Ok(())
+    }
+
+    /// The temporary file, with the head of a pack.
+    fn begun(&mut self) -> Result<(&Path, &mut BufWriter<File>), PackError> {
         if self.file.is_none() {
             let (path, mut file) = self.make_temporary("pack")?;
             // The number of objects is not known yet: it is put in at the end.
@@ -201,6 +222,17 @@ impl<'a> PackWriter<'a> {
             self.file = Some((path, BufWriter::with_capacity(4 * CHUNK, file)));
             self.at = 12;
         }
+        let (path, file) = self.file.as_mut().expect("made above");
+        Ok((path.as_path(), file))
+    }
+
+    fn append(
+        &mut self,
+        kind: ObjectKind,
+        size: u64,
+        from: &mut dyn Read,
+    ) -> Result<(Oid, u32), PackError> {
+        self.begun()?;
         let (path, file) = self.file.as_mut().expect("made above");
         let mut crc = crc32fast::Hasher::new();
         let mut put = |bytes: &[u8]| {
@@ -264,7 +296,12 @@ impl<'a> PackWriter<'a> {
     }
 
     /// Makes everything that was added durable, and finds it again. Nothing added: nothing done.
-    pub fn finish(mut self) -> Result<(), PackError> {
+    pub fn finish(self) -> Result<(), PackError> {
+        self.finish_named().map(|_| ())
+    }
+
+    /// As [`PackWriter::finish`]; gives the name of the pack, where one was written.
+    pub(super) fn finish_named(mut self) -> Result<Option<Oid>, PackError> {
         if self.broken {
             return Err(PackError::GivenUp);
         }
@@ -280,18 +317,19 @@ impl<'a> PackWriter<'a> {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     Err(io_error("sync", &self.folder, e))
                 }
-                _ => Ok(()),
+                _ => Ok(None),
             };
         };
         let result = self.publish(&pack_path, writer);
         if result.is_err() {
             let _ = std::fs::remove_file(&pack_path);
         }
-        result?;
-        self.read_back()
+        let name = result?;
+        self.read_back()?;
+        Ok(Some(name))
     }
 
-    fn publish(&mut self, path: &Path, writer: BufWriter<File>) -> Result<(), PackError> {
+    fn publish(&mut self, path: &Path, writer: BufWriter<File>) -> Result<Oid, PackError> {
         let fail = |what| move |e: io::Error| io_error(what, path, e);
         let mut pack = writer.into_inner().map_err(|e| fail("write")(e.into_error()))?;
         let count = u32::try_from(self.written.len()).expect("fewer than 2^32 objects");
@@ -302,13 +340,13 @@ impl<'a> PackWriter<'a> {
         pack.sync_all().map_err(fail("sync"))?;
 
         self.written.sort_unstable_by_key(|object| object.id);
+        let name = own_name(checksum);
         let (index_path, mut index) = self.make_temporary("idx")?;
         let published = index
             .write_all(&index_bytes(&self.written, checksum))
             .and_then(|()| index.sync_all())
             .map_err(|e| io_error("write", &index_path, e))
             .and_then(|()| {
-                let name = Oid::from_bytes(checksum);
                 let rename = |from: &Path, ending: &str| {
                     let to = self.folder.join(format!("pack-{name}.{ending}"));
                     std::fs::rename(from, &to).map_err(|e| io_error("rename to", &to, e))
@@ -320,7 +358,7 @@ impl<'a> PackWriter<'a> {
         if published.is_err() {
             let _ = std::fs::remove_file(&index_path);
         }
-        published
+        published.map(|()| name)
     }
 
     fn read_back(&self) -> Result<(), PackError> {

@@ -49,7 +49,8 @@ impl PackedIds {
     }
 }
 
-fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8; 20]>>> {
+/// The ids of one index, sorted; `None` where it is no index that can be read, or has too many.
+pub(super) fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8; 20]>>> {
     let file = File::open(path)?;
     let mut head = [0; 8 + 256 * 4];
     file.read_exact_at(&mut head, 0)?;
@@ -62,4 +63,28 @@ fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8; 20]>>> {
     let mut bytes = vec![0; count * 20];
     file.read_exact_at(&mut bytes, head.len() as u64)?;
     Ok(Some(bytes.chunks_exact(20).map(|id| id.try_into().expect("twenty bytes")).collect()))
+}
+
+/// Ids and offsets of an index without far offsets: of a pack below 2 GiB.
+pub(super) fn entries(index: &[u8]) -> Option<Vec<(Oid, usize)>> {
+    let word = |at: usize| Some(u32::from_be_bytes(index.get(at..at + 4)?.try_into().ok()?));
+    if !index.starts_with(&IDX_HEADER) {
+        return None;
+    }
+    let tables = IDX_HEADER.len() + 256 * 4;
+    let count = usize::try_from(word(tables - 4)?).ok()?;
+    if count > index.len() / 28 {
+        return None;
+    }
+    let mut all = Vec::with_capacity(count);
+    for n in 0..count {
+        let at = tables + n * 20;
+        let id = Oid::from_bytes(index.get(at..at + 20)?.try_into().ok()?);
+        let offset = word(tables + count * 24 + n * 4)?;
+        if offset >> 31 != 0 {
+            return None;
+        }
+        all.push((id, usize::try_from(offset).ok()?));
+    }
+    Some(all)
 }
