@@ -15,7 +15,9 @@ pub struct Lab {
     pub repo: Repo,
     pub base: String,
     pub before: BTreeMap<String, String>,
-    held: Vec<Vec<u8>>,
+    /// Bytes, and the blob that they are.
+    held: Vec<(Vec<u8>, String)>,
+    held_at_first: usize,
 }
 
 /// Everything that a second reconcile must not change.
@@ -35,7 +37,14 @@ impl Lab {
     }
 
     pub fn with(more: impl FnOnce(&Repo)) -> Self {
-        let repo = Repo::new();
+        let lab = Self::of(Repo::new(), more);
+        // An execution that is done: asked for again it runs nothing, but reconciles first.
+        lab.repo.run(&["--execution-id", "probe", "--no-post-check"], "true").exits(0);
+        lab
+    }
+
+    /// The repository is filled; no command of worktx has met it.
+    pub fn of(repo: Repo, more: impl FnOnce(&Repo)) -> Self {
         repo.write("script.sh", "#!/bin/sh\n");
         repo.write("secret.txt", "0600\n");
         fs::set_permissions(repo.path("script.sh"), fs::Permissions::from_mode(0o755))
@@ -50,10 +59,15 @@ impl Lab {
         fs::create_dir_all(repo.path("empty/inner")).expect("made");
         repo.write("ignored/cache", "cached\n");
         more(&repo);
-        // An execution that is done: asked for again it runs nothing, but reconciles first.
-        repo.run(&["--execution-id", "probe", "--no-post-check"], "true").exits(0);
-        let mut lab = Self { base: repo.head(), before: repo.listing(), held: Vec::new(), repo };
+        let mut lab = Self {
+            base: repo.head(),
+            before: repo.listing(),
+            held: Vec::new(),
+            held_at_first: 0,
+            repo,
+        };
         lab.hold_tree();
+        lab.held_at_first = lab.held.len();
         lab
     }
 
@@ -64,14 +78,20 @@ impl Lab {
             if fs::symlink_metadata(&full).is_ok_and(|m| m.is_file())
                 && !path.starts_with("ignored/")
             {
-                self.held.push(fs::read(full).expect("readable"));
+                let bytes = fs::read(full).expect("readable");
+                self.held.push((bytes.clone(), self.blob_id(&bytes)));
             }
         }
     }
 
     /// These bytes must never be lost.
     pub fn hold(&mut self, bytes: &str) {
-        self.held.push(bytes.as_bytes().to_vec());
+        self.held.push((bytes.as_bytes().to_vec(), self.blob_id(bytes.as_bytes())));
+    }
+
+    /// Forgets what was held since the lab was made.
+    pub fn forget_held(&mut self) {
+        self.held.truncate(self.held_at_first);
     }
 
     /// A run that ends at a fault point.
@@ -150,10 +170,9 @@ impl Lab {
             .into_iter()
             .chain(listing_bytes(&repo.path(".git/worktx/spill")))
             .collect::<BTreeSet<_>>();
-        for bytes in &self.held {
-            let id = self.blob_id(bytes);
+        for (bytes, id) in &self.held {
             assert!(
-                reachable.contains(&id) || on_disk.contains(bytes),
+                reachable.contains(id) || on_disk.contains(bytes),
                 "lost: {:?}",
                 String::from_utf8_lossy(bytes)
             );
