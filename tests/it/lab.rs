@@ -177,14 +177,11 @@ impl Lab {
                 String::from_utf8_lossy(bytes)
             );
         }
-        for (name, id) in repo
-            .git(&["for-each-ref", "--format=%(refname) %(objectname)"])
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-        {
-            repo.git(&["cat-file", "-e", id]);
-            assert!(!name.ends_with(".lock"), "{name}");
-        }
+        let refs = repo.git(&["for-each-ref", "--format=%(objectname) %(refname)"]);
+        assert!(!refs.lines().any(|line| line.ends_with(".lock")), "{refs}");
+        let ids: String = refs.lines().map(|line| format!("{}\n", &line[..40])).collect();
+        let found = self.fed(&["cat-file", "--batch-check"], ids.as_bytes());
+        assert!(!found.contains("missing"), "{refs}\n{found}");
     }
 
     #[track_caller]
@@ -257,17 +254,22 @@ impl Lab {
     }
 
     fn blob_id(&self, bytes: &[u8]) -> String {
-        let mut child = self
-            .repo
-            .command("git")
-            .args(["hash-object", "--no-filters", "--stdin"])
+        self.fed(&["hash-object", "--no-filters", "--stdin"], bytes).trim().to_owned()
+    }
+
+    /// What git says to this input.
+    fn fed(&self, args: &[&str], input: &[u8]) -> String {
+        let mut git = self.repo.command("git");
+        let mut child = git
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("git starts");
-        child.stdin.take().expect("piped").write_all(bytes).expect("written");
+        child.stdin.take().expect("piped").write_all(input).expect("written");
         let output = child.wait_with_output().expect("it ends");
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        assert!(output.status.success(), "git {args:?}");
+        String::from_utf8(output.stdout).expect("text")
     }
 }
 

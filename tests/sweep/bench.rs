@@ -34,6 +34,8 @@ pub enum Came {
     Held { as_ever: Result<(), String> },
     /// There is no such point: all was done before it.
     PastTheEnd,
+    /// There is no such second point.
+    PastTheSecond,
     /// A law was broken, or the case could not be tried.
     Broken { why: String, calls: Vec<String> },
 }
@@ -86,6 +88,11 @@ impl Bench {
         let copy = self.dir.join(format!("template-{at}"));
         copy_all(&place, &copy);
         let start = Sight::of(&lab);
+        // Commits have the second in them: one that was made in this one would be there already.
+        let second = seconds();
+        while seconds() == second {
+            std::thread::yield_now();
+        }
         back(&copy, &place);
         let traced = trace(&lab, &flow.command(&lab), 0, Fault::KillAll);
         let end = Sight::of(&lab);
@@ -114,7 +121,7 @@ impl Bench {
             let traced = trace(&template.lab, &flow.command(&template.lab), case.at, case.fault);
             calls.clone_from(&traced.calls);
             if !traced.hit {
-                return None;
+                return Came::PastTheEnd;
             }
             let until = case.at.min(traced.calls.len());
             let as_ever = alike(&template.calls, &traced.calls[..until]);
@@ -126,16 +133,15 @@ impl Bench {
                 let again = trace(judge.lab, &command, second, Fault::KillAll);
                 calls.clone_from(&again.calls);
                 if !again.hit {
-                    return None;
+                    return Came::PastTheSecond;
                 }
             }
             judge.settle();
-            Some(as_ever)
+            Came::Held { as_ever }
         });
         template.lab.forget_held();
         match tried {
-            Ok(Some(as_ever)) => Came::Held { as_ever },
-            Ok(None) => Came::PastTheEnd,
+            Ok(came) => came,
             Err(why) => {
                 if keep {
                     let kept = self.dir.join(format!("kept-{}-{}", flow.name, case.at));
@@ -151,6 +157,11 @@ impl Bench {
 
 fn trace(lab: &Lab, command: &Command, at: usize, fault: Fault) -> Traced {
     inject::run(command, Path::new(WORKTX), &lab.repo.outside(), at, fault).expect("it is traced")
+}
+
+fn seconds() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.expect("after 1970").as_secs()
 }
 
 /// What a panic in here says.

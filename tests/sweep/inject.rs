@@ -270,6 +270,10 @@ impl Tracer {
         let program = fs::read_link(format!("/proc/{task}/exe"))?;
         let words = fs::read(format!("/proc/{task}/cmdline"))?;
         let first = words.split(|byte| *byte == 0).nth(1).unwrap_or_default();
+        if !self.started && program != self.own {
+            // Not the command yet: what puts itself behind the filter.
+            return ptrace::go_on(task, 0);
+        }
         let ours = program == self.own && self.who(task) != Who::Turn;
         let who = match first {
             _ if !ours => Who::Turn,

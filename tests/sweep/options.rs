@@ -11,7 +11,9 @@ use crate::inject::Fault;
 
 pub const USAGE: &str = "\
 cargo test --test sweep -- [OPTIONS]
-  --full          every point; without it a sample
+  --full          every point, but of a row of writes into one file only the first and the last;
+                  `twice` at every eleventh point of a reconcile; without it a sample
+  --every         with `--full`: all of such a row, and every point of a reconcile
   --stride S      every S-th point
   --flow NAME     this flow only
   --fault NAME    this fault only: all-die, coordinator-dies, enospc, eio, enospc-for-good,
@@ -47,6 +49,7 @@ pub const KINDS: [Kind; 7] = [
 #[derive(Clone, Debug)]
 pub struct Options {
     pub stride: usize,
+    pub every: bool,
     pub second_stride: usize,
     pub flows: Vec<usize>,
     pub kinds: Vec<Kind>,
@@ -60,13 +63,16 @@ pub struct Options {
 
 /// What the sample leaves out between two points.
 const SAMPLE: usize = 37;
-const SAMPLE_TWICE: usize = 19;
+const SAMPLE_TWICE: usize = 61;
+/// What the whole leaves out between two points of a reconcile.
+const FULL_TWICE: usize = 11;
 
 impl Options {
     /// `None` where nothing is to be run.
     pub fn of(mut words: impl Iterator<Item = OsString>) -> Result<Option<Self>, String> {
         let mut options = Self {
             stride: SAMPLE,
+            every: false,
             second_stride: SAMPLE_TWICE,
             flows: (0..FLOWS.len()).collect(),
             kinds: KINDS.to_vec(),
@@ -94,7 +100,8 @@ impl Options {
                 text.parse::<usize>().ok().filter(|n| *n > 0).ok_or(format!("no number: {text}"))
             };
             match word.as_str() {
-                "--full" => (options.stride, options.second_stride) = (1, 1),
+                "--full" => (options.stride, options.second_stride) = (1, FULL_TWICE),
+                "--every" => (options.every, options.second_stride) = (true, 1),
                 "--stride" => options.stride = number(value()?)?,
                 "--second-stride" => options.second_stride = number(value()?)?,
                 "--flow" => {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{Bench, Came, Case};
 use crate::flows::FLOWS;
-use crate::options::{Kind, Options};
+use crate::options::{KINDS, Kind, Options};
 use crate::said;
 
 /// How much room the benches may take.
@@ -21,6 +21,8 @@ const ROOM: u64 = 512 << 20;
 struct Row {
     flow: usize,
     kind: Kind,
+    /// The points to be tried, once they are known: the last one lies past the end.
+    points: Option<Vec<usize>>,
     next: usize,
     over: bool,
     count: Count,
@@ -36,6 +38,8 @@ struct Count {
     other_calls: usize,
     example: Option<String>,
     took: Duration,
+    /// The longest that a point took, and which it was.
+    slowest: (Duration, usize),
 }
 
 pub fn sweep(options: &Options) -> ExitCode {
@@ -58,7 +62,7 @@ pub fn sweep(options: &Options) -> ExitCode {
             let (rows, dir) = (&rows, folder.path().join(job.to_string()));
             scope.spawn(move || {
                 let mut bench = Bench::new(&dir, options.keep);
-                while let Some((row, at)) = take(rows, options) {
+                while let Some((row, at)) = take(&mut bench, rows, options) {
                     work(&mut bench, rows, row, at, options);
                 }
             });
@@ -83,25 +87,53 @@ fn rows(options: &Options) -> Vec<Row> {
             println!("SKIPPED: {}: {why}", FLOWS[*flow].name);
             continue;
         }
-        for (number, kind) in options.kinds.iter().enumerate() {
-            // Another point of a sample for each kind of fault and flow.
-            let first = 1 + (number * 5 + flow * 7) % options.stride;
-            let next = options.at.unwrap_or(first);
-            rows.push(Row { flow: *flow, kind: *kind, next, over: false, count: Count::default() });
+        for kind in &options.kinds {
+            rows.push(Row {
+                flow: *flow,
+                kind: *kind,
+                points: options.at.map(|at| vec![at]),
+                next: 0,
+                over: false,
+                count: Count::default(),
+            });
         }
     }
     rows
 }
 
 /// The next point that nobody works at.
-fn take(rows: &Mutex<Vec<Row>>, options: &Options) -> Option<(usize, usize)> {
+fn take(bench: &mut Bench, rows: &Mutex<Vec<Row>>, options: &Options) -> Option<(usize, usize)> {
     let mut rows = rows.lock().expect("nothing panics with it");
-    let at = rows.iter().position(|row| !row.over)?;
-    let row = &mut rows[at];
-    let point = row.next;
-    row.next += options.stride;
-    row.over = options.at.is_some();
-    Some((at, point))
+    loop {
+        let at = rows.iter().position(|row| !row.over)?;
+        let row = &mut rows[at];
+        let points = row.points.get_or_insert_with(|| points(bench, row.flow, row.kind, options));
+        match points.get(row.next) {
+            Some(point) => {
+                row.next += 1;
+                return Some((at, *point));
+            }
+            None => row.over = true,
+        }
+    }
+}
+
+/// The points of a flow: every call, or of each row of writes into one file the first and the
+/// last; then, of these, a sample. One lies past the end: there nothing must happen any more.
+fn points(bench: &mut Bench, flow: usize, kind: Kind, options: &Options) -> Vec<usize> {
+    // A flow that cannot be had fails at its first point.
+    let calls = bench.calls(flow).unwrap_or_default();
+    let writes = |at: usize| calls.get(at).filter(|call| call.contains("write"));
+    let all = (0..=calls.len()).filter(|at| {
+        let within = *at > 0 && writes(*at).is_some();
+        options.every || !(within && writes(at - 1) == writes(*at) && writes(at + 1) == writes(*at))
+    });
+    // Another part of the sample for each flow and kind.
+    let number = KINDS.iter().position(|other| other.name == kind.name).unwrap_or(0);
+    all.map(|at| at + 1)
+        .skip((number * 5 + flow * 7) % options.stride)
+        .step_by(options.stride)
+        .collect()
 }
 
 fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, options: &Options) {
@@ -123,9 +155,10 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
         let case = Case { flow, fault: kind.fault, at, second };
         match bench.try_one(&case) {
             Came::PastTheEnd => {
-                over = second.is_none() || second == Some(1);
+                over = true;
                 break;
             }
+            Came::PastTheSecond => break,
             Came::Held { as_ever } => {
                 count.runs += 1;
                 if let Err(example) = as_ever {
@@ -146,15 +179,16 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
     }
     count.points = usize::from(count.runs > 0);
     count.took = started.elapsed();
+    count.slowest = (count.took, at);
     let mut rows = rows.lock().expect("nothing panics with it");
     let row = &mut rows[row];
-    // A crash that left nothing to do ends nothing: only a flow that is over does.
-    row.over |= over && !kind.twice;
+    row.over |= over;
     row.count.points += count.points;
     row.count.runs += count.runs;
     row.count.failures += count.failures;
     row.count.other_calls += count.other_calls;
     row.count.took += count.took;
+    row.count.slowest = row.count.slowest.max(count.slowest);
     if row.count.example.is_none() {
         row.count.example = count.example;
     }
@@ -178,20 +212,22 @@ fn tell(case: &Case, kind: Kind, why: &str, calls: &[String]) {
 
 fn print_table(rows: &[Row]) {
     println!(
-        "{:<16} {:<17} {:>6} {:>6} {:>8} {:>6} {:>6}",
+        "{:<16} {:<17} {:>6} {:>6} {:>8} {:>6} {:>6}  slowest",
         "flow", "fault", "points", "runs", "failures", "other", "s"
     );
     let mut examples: BTreeMap<&str, &str> = BTreeMap::new();
     for row in rows {
         let (name, count) = (FLOWS[row.flow].name, &row.count);
         println!(
-            "{name:<16} {:<17} {:>6} {:>6} {:>8} {:>6} {:>6.0}",
+            "{name:<16} {:<17} {:>6} {:>6} {:>8} {:>6} {:>6.0}  {:.1} s at {}",
             row.kind.name,
             count.points,
             count.runs,
             count.failures,
             count.other_calls,
-            count.took.as_secs_f64()
+            count.took.as_secs_f64(),
+            count.slowest.0.as_secs_f64(),
+            count.slowest.1
         );
         if let Some(example) = &count.example {
             examples.entry(name).or_insert(example);
