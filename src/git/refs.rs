@@ -93,6 +93,12 @@ enum Raw {
     Broken,
 }
 
+impl Raw {
+    fn is(&self, id: Oid) -> bool {
+        matches!(self, Self::Id(found) if *found == id)
+    }
+}
+
 /// The refs of one work tree.
 #[derive(Debug)]
 pub struct Refs {
@@ -308,31 +314,28 @@ impl Refs {
     pub fn unpin(&self, prefix: &str, pin: &Pin, prep_dir: &Path) -> Result<(), RefError> {
         let Pin { name, id } = pin;
         check_own(prefix, name)?;
-        let Some(raw) = self.raw(name)? else { return Ok(()) };
-        let found = match raw {
-            Raw::Id(found) if found == *id => None,
-            Raw::Id(found) => Some(found),
-            Raw::Symbolic(_) | Raw::Broken => None,
-        };
-        if found.is_some() {
-            return Err(RefError::Differs { name: name.clone(), wanted: *id, found });
+        // One that is not there may have been about to be made: its lock and its folders go.
+        if let Some(Raw::Id(found)) = self.raw(name)?.filter(|raw| !raw.is(*id)) {
+            return Err(RefError::Differs { name: name.clone(), wanted: *id, found: Some(found) });
         }
         // Packed first: a crash between the two leaves the loose one, and so the same ref.
         self.unpack(name, prep_dir)?;
         if let Some((dir, leaf)) = self.common.parent(name.0.as_bytes())? {
-            dir.unlink(&[leaf, b".lock"].concat())?;
-            dir.unlink(leaf)?;
-            dir.sync()?;
+            let locked = dir.unlink(&[leaf, b".lock"].concat())?;
+            if dir.unlink(leaf)? || locked {
+                dir.sync()?;
+            }
         }
         let mut folder = name.0.as_str();
         while let Some((parent, leaf)) = folder.rsplit_once('/') {
             if folder != name.0 {
-                let gone = self.common.dir(parent.as_bytes())?.map(|dir| {
-                    let gone = dir.remove_dir(leaf.as_bytes());
-                    dir.sync().map(|()| gone)
-                });
-                if !gone.transpose()?.unwrap_or(false) {
-                    break;
+                // A folder that is not there was never made, or a crash came between.
+                if let Some(dir) = self.common.dir(parent.as_bytes())? {
+                    if dir.remove_dir(leaf.as_bytes()) {
+                        dir.sync()?;
+                    } else if dir.identity(leaf.as_bytes())?.is_some() {
+                        break;
+                    }
                 }
             }
             folder = parent;
