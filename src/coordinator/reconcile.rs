@@ -18,6 +18,7 @@ use super::documents::{ReconcileDocument, ReconciledAttempt};
 use super::drive::{Driver, Live, Stop};
 use super::error::Failure;
 use super::outcome::SCHEMA;
+use super::rescue::stand_by_pins;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::git::lockfile;
@@ -46,6 +47,9 @@ pub fn reconcile(
         let spec: AttemptSpec = attempt.spec()?;
         let owner = attempt.owner()?;
         let record = attempt.record()?;
+        if record.state != (TxState::Open { turn: None }) {
+            stand_by_pins(session, &attempt.key, &spec.settings.ref_prefix, &record)?;
+        }
         if from == StateTag::Quarantined && Phase::of(&record.state) == Phase::QuarantinedOther {
             count(&mut document, from, &attempt.key, &spec, &record.state);
             continue;

@@ -16,7 +16,7 @@ use super::documents::ResolvedAttempt;
 use super::drive::{Driver, Live, Stop, chain};
 use super::error::Failure;
 use super::outcome::RefsDocument;
-use super::rescue::PinKind;
+use super::rescue::{PinKind, stand_by_pins};
 use super::session::Session;
 use super::spec::AttemptSpec;
 use super::turn::branch_moved;
@@ -93,6 +93,7 @@ pub fn resolve(
     }
     let spec: AttemptSpec = attempt.spec()?;
     let owner = attempt.owner()?;
+    stand_by_pins(session, key, &spec.settings.ref_prefix, &record)?;
     session.ledger.claim_owner(key, owner.as_ref(), &Session::owner())?;
     let mut driver = Driver {
         session,

@@ -346,6 +346,23 @@ impl Refs {
         Ok(())
     }
 
+    /// Removes the locks beneath a folder of worktx's own prefix: whoever calls holds the workspace
+    /// lock, so that nobody else makes refs there, and they are what a crash left.
+    pub fn clear_locks(&self, folder: &str) -> Result<(), RefError> {
+        let mut work = vec![folder.as_bytes().to_vec()];
+        while let Some(path) = work.pop() {
+            let Some(dir) = self.common.dir(&path)? else { continue };
+            for (name, is_dir) in dir.names()? {
+                if is_dir {
+                    work.push([&path[..], b"/", &name[..]].concat());
+                } else if name.ends_with(b".lock") {
+                    dir.unlink(&name)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn unpack(&self, name: &RefName, prep_dir: &Path) -> Result<(), RefError> {
         let holds = |packed: &[u8]| packed_lines(packed).any(|(_, n)| n == name.0.as_bytes());
         if !holds(&self.common.read(b"packed-refs")?.unwrap_or_default()) {

@@ -457,3 +457,23 @@ fn nothing_of_a_run_is_left_in_the_temporary_directory() {
     lab.repo.finish(command.env("TMPDIR", &tmp)).exits(0);
     assert_eq!(fs::read_dir(Path::new(&tmp)).expect("readable").count(), 0);
 }
+
+#[test]
+fn a_recorded_pin_without_its_ref_is_made_again() {
+    let lab = Lab::new();
+    lab.killed_at("turn_over", JOB, "echo x > x");
+    lab.reconcile();
+    let name = "refs/worktx/tx/job/1/base";
+    let id = lab.repo.git(&["rev-parse", name]);
+    for settle in [&["reconcile"][..], &["resolve", "job", "--keep"]] {
+        // A kill between the ledger and the ref leaves this; so does who deletes it.
+        lab.repo.git(&["update-ref", "-d", name]);
+        let lock = lab.repo.path(".git").join(name).with_extension("lock");
+        fs::create_dir_all(lock.parent().expect("has one")).expect("made");
+        fs::write(&lock, "half").expect("written");
+        lab.repo.call(settle).exits(0);
+        assert_eq!(lab.repo.git(&["rev-parse", name]), id, "{settle:?}");
+        assert!(!lock.exists(), "{settle:?}");
+    }
+    lab.laws();
+}
