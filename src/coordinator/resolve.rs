@@ -151,9 +151,8 @@ impl Driver<'_> {
                 self.pin_all(tip.filter(|id| *id != self.spec.base))?;
                 self.ask_failed()?;
                 let target = self.session.target(&self.key, self.spec.branch.as_ref());
-                locks::release_own(&target)?;
-                self.apply_final(TxEvent::Released)?;
                 locks::forget(&target)?;
+                self.apply_final(TxEvent::Released)?;
                 self.leave_trace();
             }
         }
