@@ -363,8 +363,10 @@ impl Begin<'_> {
         let facts = driver.spec.facts(&driver.key);
         let outcome = Outcome::of(facts, &driver.record, status)
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
-        if settled {
-            lockfile::clear_marker(&session.lock)?;
+        // The attempt is at its end, whatever becomes of what is left to tidy up: the next command
+        // finds it.
+        if settled && let Err(error) = lockfile::clear_marker(&session.lock) {
+            tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let retention = self.loaded.values.settings.retention;
         if let Err(error) = retention::gc(session, &retention, false) {

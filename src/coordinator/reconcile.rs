@@ -70,7 +70,8 @@ pub fn reconcile(
         let spec = driver.spec.clone();
         count(&mut document, from, &attempt.key, &spec, &state);
     }
-    if document.left == 0 && document.quarantined == 0 && !document.attempts.is_empty() {
+    if document.left == 0 && document.quarantined == 0 {
+        // Also where a kill came between the end of an attempt and this.
         lockfile::clear_marker(&session.lock)?;
     }
     Ok(document)
@@ -89,6 +90,10 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
         .map(|attempt| (attempt.workspace.id, attempt.workspace.root))
         .collect();
     drop(ledger);
+    if lockfile::read_marker(&context.workspace)?.is_some() {
+        // Perhaps a kill came between the end of the attempt and the marker's.
+        roots.push((context.workspace.id(), context.workspace.root().to_owned()));
+    }
     roots.sort();
     roots.dedup_by(|a, b| a.0 == b.0);
     for (id, root) in roots {

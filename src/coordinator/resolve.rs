@@ -250,9 +250,9 @@ impl Driver<'_> {
 
     fn resolved(mut self, choice: Choice, why: Option<String>) -> Result<ResolvedAttempt, Failure> {
         let settled = self.state().tag().is_settled();
-        if settled {
-            lockfile::clear_marker(&self.session.lock)
-                .map_err(|error| Failure::Bug(chain(&error)))?;
+        if settled && let Err(error) = lockfile::clear_marker(&self.session.lock) {
+            // It is settled all the same: the next command finds what is left.
+            tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let detail = match self.state() {
             TxState::Quarantined { reason, .. } => why.or_else(|| {

@@ -233,9 +233,10 @@ impl Lab {
         }
     }
 
-    /// No lock, no temporary folder.
+    /// No lock, no temporary folder, no marker of unsettled work.
     #[track_caller]
     pub fn nothing_is_left_over(&self) {
+        assert!(!self.repo.path(".git/worktx-marker").exists(), "the marker");
         let tree = self.repo.listing();
         let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx")).collect();
         assert!(temporary.is_empty(), "{temporary:?}");
