@@ -45,6 +45,7 @@ struct Template {
     copy: PathBuf,
     known: Known,
     calls: Vec<String>,
+    before_turn: usize,
 }
 
 /// One place. Cases are tried in it one after the other.
@@ -65,9 +66,24 @@ impl Bench {
         self.dir.join("place")
     }
 
-    /// Number of calls of a run that nothing disturbs, in words.
-    pub fn calls(&mut self, flow: usize) -> Result<Vec<String>, String> {
-        self.template(flow).map(|template| template.calls.clone())
+    /// The calls of a run that nothing disturbs, in words, and how many came before the turn.
+    pub fn calls(&mut self, flow: usize) -> Result<(Vec<String>, usize), String> {
+        self.template(flow).map(|template| (template.calls.clone(), template.before_turn))
+    }
+
+    /// The calls of the reconcile after everything died at a point; `None` past the end.
+    pub fn recovery(&mut self, flow: usize, at: usize) -> Result<Option<Vec<String>>, String> {
+        let place = self.place();
+        let template = self.template(flow)?;
+        guarded(|| {
+            back(&template.copy, &place);
+            let command = FLOWS[flow].command(&template.lab);
+            if !trace(&template.lab, &command, at, Fault::KillAll).hit {
+                return None;
+            }
+            let command = template.lab.repo.worktx(&["reconcile", "--json"]);
+            Some(trace(&template.lab, &command, 0, Fault::KillAll).calls)
+        })
     }
 
     fn template(&mut self, at: usize) -> Result<&mut Template, String> {
@@ -103,7 +119,7 @@ impl Bench {
         judge.exit(&traced);
         judge.settle();
         lab.forget_held();
-        Template { lab, copy, known, calls: traced.calls }
+        Template { lab, copy, known, calls: traced.calls, before_turn: traced.before_turn }
     }
 
     /// Tries one case.
@@ -193,7 +209,7 @@ fn alike(known: &[String], now: &[String]) -> Result<(), String> {
 }
 
 /// A call without what differs from run to run: ids, pids, times.
-fn shape(call: &str) -> String {
+pub fn shape(call: &str) -> String {
     let mut out = String::new();
     for word in call.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
         let (body, end) = match word.char_indices().last() {

@@ -93,6 +93,8 @@ pub struct Flow {
     pub before: Before,
     pub subject: Subject,
     pub end: End,
+    /// What comes before the turn is that of another flow.
+    pub from_turn: bool,
 }
 
 const CHECK: &[&str] =
@@ -106,102 +108,124 @@ const fn run(options: &'static [&'static str], work: &'static str, returns: i32)
 
 /// All of them.
 pub const FLOWS: &[Flow] = &[
-    Flow { name: "commit", before: Before::Used, subject: run(NONE, WORK, 0), end: End::Done },
+    Flow {
+        name: "commit",
+        before: Before::Used,
+        subject: run(NONE, WORK, 0),
+        end: End::Done,
+        from_turn: false,
+    },
     Flow {
         name: "commit-first",
         before: Before::Nothing,
         subject: run(NONE, WORK, 0),
         end: End::Done,
+        from_turn: false,
     },
     Flow {
         name: "commit-checked",
         before: Before::Used,
         subject: run(CHECK, WORK, 0),
         end: End::Done,
+        from_turn: false,
     },
     Flow {
         name: "commit-own",
         before: Before::Used,
         subject: run(NONE, COMMITS, 0),
         end: End::Done,
+        from_turn: true,
     },
     Flow {
         name: "fail",
         before: Before::Used,
         subject: run(NONE, WRECK, 3),
         end: End::RolledBack("turn_failed"),
+        from_turn: true,
     },
     Flow {
         name: "fail-hard",
         before: Before::Used,
         subject: run(NONE, MEDDLES, 3),
         end: End::RolledBack("turn_failed"),
+        from_turn: true,
     },
     Flow {
         name: "reject",
         before: Before::Used,
         subject: run(REJECTS, WORK, 0),
         end: End::RolledBack("post_check_failed"),
+        from_turn: true,
     },
     Flow {
         name: "reject-hard",
         before: Before::Used,
         subject: run(REJECTS, MEDDLES, 0),
         end: End::RolledBack("post_check_failed"),
+        from_turn: true,
     },
     Flow {
         name: "discard",
         before: Before::Interrupted(WRECK),
         subject: Subject::Resolve("--discard"),
         end: End::RolledBack("discarded"),
+        from_turn: false,
     },
     Flow {
         name: "keep",
         before: Before::Interrupted(WRECK),
         subject: Subject::Resolve("--keep"),
         end: End::Released,
+        from_turn: false,
     },
     Flow {
         name: "adopt",
         before: Before::Interrupted(WORK),
         subject: Subject::Resolve("--adopt"),
         end: End::Done,
+        from_turn: false,
     },
     Flow {
         name: "discard-moved",
         before: Before::Quarantined(MOVES),
         subject: Subject::Resolve("--discard"),
         end: End::RolledBack("discarded"),
+        from_turn: false,
     },
     Flow {
         name: "keep-moved",
         before: Before::Quarantined(MOVES),
         subject: Subject::Resolve("--keep"),
         end: End::Released,
+        from_turn: false,
     },
     Flow {
         name: "adopt-moved",
         before: Before::Quarantined(MOVES),
         subject: Subject::Resolve("--adopt"),
         end: End::Done,
+        from_turn: false,
     },
     Flow {
         name: "again-sealed",
         before: Before::Killed { at: "seal_recorded", options: CHECK, work: WORK, returns: 0 },
         subject: Subject::Reconcile,
         end: End::Done,
+        from_turn: false,
     },
     Flow {
         name: "again-won",
         before: Before::Killed { at: "gate_won", options: NONE, work: WORK, returns: 0 },
         subject: Subject::Reconcile,
         end: End::Done,
+        from_turn: false,
     },
     Flow {
         name: "again-undo",
         before: Before::Killed { at: "file_restored:4", options: NONE, work: WRECK, returns: 3 },
         subject: Subject::Reconcile,
         end: End::RolledBack("turn_failed"),
+        from_turn: false,
     },
 ];
 

@@ -66,6 +66,8 @@ pub struct Traced {
     pub stderr: String,
     /// The counted calls in their order, in words.
     pub calls: Vec<String>,
+    /// How many of them came before the first program that is not worktx's own.
+    pub before_turn: usize,
     /// Whether the fault happened.
     pub hit: bool,
     /// It had to be ended after [`BOUND`].
@@ -114,6 +116,7 @@ pub fn run(
         hit: false,
         status: None,
         calls: Vec::new(),
+        before_turn: None,
     };
     let hung = Arc::new(AtomicBool::new(false));
     let (over, until) = channel::<()>();
@@ -141,6 +144,7 @@ pub fn run(
             .ok_or_else(|| io::Error::other("the coordinator was not waited for"))?,
         stdout: stdout.map_or(Ok(String::new()), |mut pipe| text(&mut pipe))?,
         stderr: stderr.map_or(Ok(String::new()), |mut pipe| text(&mut pipe))?,
+        before_turn: tracer.before_turn.unwrap_or(tracer.calls.len()),
         calls: tracer.calls,
         hit: tracer.hit,
         hung: hung.load(Ordering::Relaxed),
@@ -179,6 +183,7 @@ struct Tracer {
     hit: bool,
     status: Option<i32>,
     calls: Vec<String>,
+    before_turn: Option<usize>,
 }
 
 impl Tracer {
@@ -275,6 +280,9 @@ impl Tracer {
             return ptrace::go_on(task, 0);
         }
         let ours = program == self.own && self.who(task) != Who::Turn;
+        if !ours {
+            self.before_turn.get_or_insert(self.calls.len());
+        }
         let who = match first {
             _ if !ours => Who::Turn,
             b"__supervise" | b"__lead" => Who::Supervisor,

@@ -106,8 +106,30 @@ impl Judge<'_> {
 
     /// State and reason of the attempt; nothing where there is none.
     fn state(&self) -> (String, String) {
-        let reason = "coalesce(json_extract(outcome, '$.reason'), '')";
-        (self.of_job("state"), self.of_job(reason))
+        let both = self.of_job("state, coalesce(json_extract(outcome, '$.reason'), '')");
+        let (state, reason) = both.split_once('|').unwrap_or_default();
+        (state.to_owned(), reason.to_owned())
+    }
+
+    /// Every pin that the ledger names is a ref with that id: what keeps its objects from git's gc.
+    fn pins_stand(&self) {
+        let pins = self.lab.repo.sql(&format!(
+            "select json_extract(data, '$.pins') from attempt where execution_id = '{JOB}'"
+        ));
+        let refs = self.lab.repo.git(&["for-each-ref", "--format=%(refname) %(objectname)"]);
+        for pins in pins.lines() {
+            let pins: serde_json::Value = serde_json::from_str(pins).expect("a document");
+            let one = [&pins["base"], &pins["candidate"]];
+            let many = ["discarded", "rescue"].map(|kind| pins[kind].as_array().expect("a list"));
+            for pin in one.into_iter().chain(many.into_iter().flatten()).filter(|p| !p.is_null()) {
+                let name = pin["name"].as_str().expect("a name");
+                let line = format!("{name} {}", pin["id"].as_str().expect("an id"));
+                assert!(
+                    refs.lines().any(|l| l == line),
+                    "{line} is recorded, and there are\n{refs}"
+                );
+            }
+        }
     }
 
     /// Everything that can be said before anybody else touches the repository.
@@ -190,6 +212,7 @@ impl Judge<'_> {
     fn laws(&self) {
         if self.has_ledger() {
             self.lab.laws();
+            self.pins_stand();
         } else {
             self.lab.repo.fsck();
             self.lab.nothing_is_left_over();

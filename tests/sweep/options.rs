@@ -11,9 +11,10 @@ use crate::inject::Fault;
 
 pub const USAGE: &str = "\
 cargo test --test sweep -- [OPTIONS]
-  --full          every point, but of a row of writes into one file only the first and the last;
-                  `twice` at every eleventh point of a reconcile; without it a sample
-  --every         with `--full`: all of such a row, and every point of a reconcile
+  --full          every point, but of a row of writes into one file only the first and the last,
+                  and what all runs do before their turn in some flows only; `twice` at every
+                  fifth point of each recovery that is unlike the others; without it a sample
+  --every         with `--full`: literally all of them
   --stride S      every S-th point
   --flow NAME     this flow only
   --fault NAME    this fault only: all-die, coordinator-dies, enospc, eio, enospc-for-good,
@@ -65,7 +66,7 @@ pub struct Options {
 const SAMPLE: usize = 37;
 const SAMPLE_TWICE: usize = 61;
 /// What the whole leaves out between two points of a reconcile.
-const FULL_TWICE: usize = 11;
+const FULL_TWICE: usize = 5;
 
 impl Options {
     /// `None` where nothing is to be run.

@@ -3,13 +3,13 @@
 //! # Limitations
 //! A processor core for each bench: they keep no time, but a run that takes too long is ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::bench::{Bench, Came, Case};
+use crate::bench::{Bench, Came, Case, shape};
 use crate::flows::FLOWS;
 use crate::options::{KINDS, Kind, Options};
 use crate::said;
@@ -25,6 +25,8 @@ struct Row {
     points: Option<Vec<usize>>,
     next: usize,
     over: bool,
+    /// What the reconciles did that were killed at their points, by its shape.
+    recoveries: HashSet<String>,
     count: Count,
 }
 
@@ -94,6 +96,7 @@ fn rows(options: &Options) -> Vec<Row> {
                 points: options.at.map(|at| vec![at]),
                 next: 0,
                 over: false,
+                recoveries: HashSet::new(),
                 count: Count::default(),
             });
         }
@@ -118,22 +121,56 @@ fn take(bench: &mut Bench, rows: &Mutex<Vec<Row>>, options: &Options) -> Option<
     }
 }
 
-/// The points of a flow: every call, or of each row of writes into one file the first and the
-/// last; then, of these, a sample. One lies past the end: there nothing must happen any more.
+/// The points of a flow. One lies past the end: there nothing must happen any more.
 fn points(bench: &mut Bench, flow: usize, kind: Kind, options: &Options) -> Vec<usize> {
     // A flow that cannot be had fails at its first point.
-    let calls = bench.calls(flow).unwrap_or_default();
-    let writes = |at: usize| calls.get(at).filter(|call| call.contains("write"));
-    let all = (0..=calls.len()).filter(|at| {
-        let within = *at > 0 && writes(*at).is_some();
-        options.every || !(within && writes(at - 1) == writes(*at) && writes(at + 1) == writes(*at))
-    });
+    let Ok((calls, before_turn)) = bench.calls(flow) else { return vec![1] };
+    // Up to its turn every run is the same.
+    let from = if FLOWS[flow].from_turn && !options.every { before_turn } else { 0 };
+    let mut points = ends_of_rows(&calls, options);
+    points.push(calls.len() + 1);
+    points.retain(|at| *at > from);
     // Another part of the sample for each flow and kind.
     let number = KINDS.iter().position(|other| other.name == kind.name).unwrap_or(0);
-    all.map(|at| at + 1)
-        .skip((number * 5 + flow * 7) % options.stride)
-        .step_by(options.stride)
+    let first = (number * 5 + flow * 7) % options.stride.min(points.len());
+    points.into_iter().skip(first).step_by(options.stride).collect()
+}
+
+/// The numbers of calls, from 1; of a row of writes into one file only those of the first and the
+/// last.
+fn ends_of_rows(calls: &[String], options: &Options) -> Vec<usize> {
+    let writes = |at: usize| calls.get(at).filter(|call| call.contains("write"));
+    let within = |at: usize| at > 0 && writes(at).is_some() && writes(at - 1) == writes(at);
+    (0..calls.len())
+        .filter(|at| options.every || !(within(*at) && within(at + 1)))
+        .map(|at| at + 1)
         .collect()
+}
+
+/// The points of the reconcile after a crash. A recovery that does what one did before that was
+/// killed at its points already has none.
+fn seconds(
+    bench: &mut Bench,
+    rows: &Mutex<Vec<Row>>,
+    row: usize,
+    at: usize,
+    options: &Options,
+) -> Option<Vec<Option<usize>>> {
+    let flow = rows.lock().expect("nothing panics with it")[row].flow;
+    // One that cannot be had fails at its first point.
+    let Ok(calls) = bench.recovery(flow, at) else { return Some(vec![Some(1)]) };
+    let calls = calls?;
+    let shapes: String = calls.iter().map(|call| shape(call) + "\n").collect();
+    let new = rows.lock().expect("nothing panics with it")[row].recoveries.insert(shapes);
+    if !new && !options.every {
+        return Some(Vec::new());
+    }
+    let points = ends_of_rows(&calls, options);
+    if points.is_empty() {
+        return Some(Vec::new());
+    }
+    let first = at % options.second_stride.min(points.len());
+    Some(points.into_iter().skip(first).step_by(options.second_stride).map(Some).collect())
 }
 
 fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, options: &Options) {
@@ -141,13 +178,14 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
         let rows = rows.lock().expect("nothing panics with it");
         (rows[row].flow, rows[row].kind)
     };
-    let seconds: Box<dyn Iterator<Item = Option<usize>>> = match (kind.twice, options.second) {
-        (false, _) => Box::new(std::iter::once(None)),
-        (true, Some(second)) => Box::new(std::iter::once(Some(second))),
-        (true, None) => {
-            let first = 1 + at % options.second_stride;
-            Box::new((first..).step_by(options.second_stride).map(Some))
-        }
+    let seconds = match (kind.twice, options.second) {
+        (false, _) => Some(vec![None]),
+        (true, Some(second)) => Some(vec![Some(second)]),
+        (true, None) => seconds(bench, rows, row, at, options),
+    };
+    let Some(seconds) = seconds else {
+        rows.lock().expect("nothing panics with it")[row].over = true;
+        return;
     };
     let (mut count, mut over) = (Count::default(), false);
     let started = Instant::now();
@@ -170,7 +208,7 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
                 count.runs += 1;
                 count.failures += 1;
                 tell(&case, kind, &why, &calls);
-                if second.is_some_and(|second| second > 500) || why.starts_with("the flow itself") {
+                if why.starts_with("the flow itself") {
                     over = true;
                     break;
                 }
@@ -243,7 +281,7 @@ fn print_calls(options: &Options, dir: &Path) -> ExitCode {
     for flow in &options.flows {
         println!("{}", FLOWS[*flow].name);
         match bench.calls(*flow) {
-            Ok(calls) => {
+            Ok((calls, _)) => {
                 for (at, call) in calls.iter().enumerate() {
                     println!("{:>5} {call}", at + 1);
                 }
