@@ -11,6 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
 use crate::flows::{FLOWS, Flow};
 use crate::inject::{self, Fault, Traced};
 use crate::judge::{Judge, Known, Sight};
@@ -105,10 +107,7 @@ impl Bench {
         copy_all(&place, &copy);
         let start = Sight::of(&lab);
         // Commits have the second in them: one that was made in this one would be there already.
-        let second = seconds();
-        while seconds() == second {
-            std::thread::yield_now();
-        }
+        wait_for_the_next(ClockId::Realtime, |now| now.tv_sec);
         back(&copy, &place);
         let traced = trace(&lab, &flow.command(&lab), 0, Fault::KillAll);
         let end = Sight::of(&lab);
@@ -175,11 +174,6 @@ fn trace(lab: &Lab, command: &Command, at: usize, fault: Fault) -> Traced {
     inject::run(command, Path::new(WORKTX), &lab.repo.outside(), at, fault).expect("it is traced")
 }
 
-fn seconds() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.expect("after 1970").as_secs()
-}
-
 /// What a panic in here says.
 fn guarded<T>(what: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(what)).map_err(|_| crate::said::last())
@@ -189,6 +183,16 @@ fn guarded<T>(what: impl FnOnce() -> T) -> Result<T, String> {
 fn back(copy: &Path, place: &Path) {
     let _ = fs::remove_dir_all(place);
     copy_all(copy, place);
+    // What changed in the very tick of a look is looked at once more later, which are other calls.
+    wait_for_the_next(ClockId::RealtimeCoarse, |now| (now.tv_sec, now.tv_nsec));
+}
+
+/// Waits until a clock shows something else: a tick, or a second.
+fn wait_for_the_next<T: PartialEq>(clock: ClockId, what: impl Fn(Timespec) -> T) {
+    let before = what(clock_gettime(clock));
+    while what(clock_gettime(clock)) == before {
+        std::thread::yield_now();
+    }
 }
 
 fn copy_all(from: &Path, to: &Path) {
