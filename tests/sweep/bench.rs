@@ -11,13 +11,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::flows::{FLOWS, Flow};
 use crate::inject::{self, Fault, Traced};
 use crate::judge::{Judge, Known, Sight};
 use crate::lab::Lab;
 use crate::support::{Repo, WORKTX};
+
+/// Older than this a change is told from a look by the clock of files.
+const COARSE: i64 = 20_000_000;
 
 /// One case: a fault at a point of a flow, and perhaps a second one in the reconcile after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,11 @@ impl Bench {
         })
     }
 
+    /// Whether the flow is at hand here.
+    pub fn has(&self, flow: usize) -> bool {
+        self.templates.contains_key(&flow)
+    }
+
     fn template(&mut self, at: usize) -> Result<&mut Template, String> {
         if !self.templates.contains_key(&at) {
             let template = guarded(|| self.fill(&FLOWS[at], at))?;
@@ -107,7 +115,9 @@ impl Bench {
         copy_all(&place, &copy);
         let start = Sight::of(&lab);
         // Commits have the second in them: one that was made in this one would be there already.
-        wait_for_the_next(ClockId::Realtime, |now| now.tv_sec);
+        let second = || nanoseconds() / 1_000_000_000;
+        let filled = second();
+        wait_until(|| second() > filled);
         back(&copy, &place);
         let traced = trace(&lab, &flow.command(&lab), 0, Fault::KillAll);
         let end = Sight::of(&lab);
@@ -183,15 +193,20 @@ fn guarded<T>(what: impl FnOnce() -> T) -> Result<T, String> {
 fn back(copy: &Path, place: &Path) {
     let _ = fs::remove_dir_all(place);
     copy_all(copy, place);
-    // What changed in the very tick of a look is looked at once more later, which are other calls.
-    wait_for_the_next(ClockId::RealtimeCoarse, |now| (now.tv_sec, now.tv_nsec));
+    // What changed within the clock's coarseness of a look is looked at again later: other calls.
+    let copied = nanoseconds();
+    wait_until(|| nanoseconds() > copied + COARSE);
 }
 
-/// Waits until a clock shows something else: a tick, or a second.
-fn wait_for_the_next<T: PartialEq>(clock: ClockId, what: impl Fn(Timespec) -> T) {
-    let before = what(clock_gettime(clock));
-    while what(clock_gettime(clock)) == before {
-        std::thread::yield_now();
+fn nanoseconds() -> i64 {
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// Waits for a time of the clock that files are stamped with.
+fn wait_until(come: impl Fn() -> bool) {
+    while !come() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
@@ -221,8 +236,9 @@ pub fn shape(call: &str) -> String {
             _ => (word, ""),
         };
         let id = body.len() >= 6 && body.chars().all(|c| c.is_ascii_hexdigit());
+        let ulid = body.len() == 26 && !body.contains(|c: char| c.is_ascii_lowercase());
         let number = !body.is_empty() && body.chars().all(|c| c.is_ascii_digit());
-        out.push_str(if id || number || body.len() == 38 { "#" } else { body });
+        out.push_str(if id || number || ulid { "#" } else { body });
         out.push_str(end);
     }
     out

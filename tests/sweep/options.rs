@@ -24,7 +24,7 @@ cargo test --test sweep -- [OPTIONS]
   --second-stride S   with `twice`: every S-th point of the reconcile
   --calls         print the calls of the flow, each with its number
   --keep          keep the folder of a failure
-  --jobs J        so many at once (2)
+  --jobs J        so many at once (3)
   --dir DIR       where to try (a memory file system, if there is one)";
 
 /// A column of the sweep.
@@ -63,7 +63,7 @@ pub struct Options {
 }
 
 /// What the sample leaves out between two points.
-const SAMPLE: usize = 37;
+const SAMPLE: usize = 97;
 const SAMPLE_TWICE: usize = 61;
 /// What the whole leaves out between two points of a reconcile.
 const FULL_TWICE: usize = 5;
@@ -81,7 +81,7 @@ impl Options {
             second: None,
             calls: false,
             keep: false,
-            jobs: 2,
+            jobs: 3,
             dir: None,
         };
         let (mut list, mut ignored, mut filters) = (false, false, Vec::new());

@@ -108,7 +108,16 @@ fn rows(options: &Options) -> Vec<Row> {
 fn take(bench: &mut Bench, rows: &Mutex<Vec<Row>>, options: &Options) -> Option<(usize, usize)> {
     let mut rows = rows.lock().expect("nothing panics with it");
     loop {
-        let at = rows.iter().position(|row| !row.over)?;
+        // To fill a flow takes as long as some cases: first what is at hand here, then what is
+        // nowhere, then a hand for the others.
+        let open = |at: usize| !rows[at].over;
+        let nowhere = |at: usize| {
+            open(at) && !rows.iter().any(|row| row.flow == rows[at].flow && row.points.is_some())
+        };
+        let at = (0..rows.len())
+            .find(|at| open(*at) && bench.has(rows[*at].flow))
+            .or_else(|| (0..rows.len()).find(|at| nowhere(*at)))
+            .or_else(|| (0..rows.len()).find(|at| open(*at)))?;
         let row = &mut rows[at];
         let points = row.points.get_or_insert_with(|| points(bench, row.flow, row.kind, options));
         match points.get(row.next) {
