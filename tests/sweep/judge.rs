@@ -213,6 +213,9 @@ impl Judge<'_> {
         if self.has_ledger() {
             self.lab.laws();
             self.pins_stand();
+            let settled = self.of_job("settled_at is not null") == "1";
+            let folder = self.lab.repo.path(format!(".git/worktx/prepared/{JOB}-1"));
+            assert!(!(self.killed() && settled && folder.exists()), "a folder without an attempt");
         } else {
             self.lab.repo.fsck();
             self.lab.nothing_is_left_over();
