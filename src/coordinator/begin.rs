@@ -368,8 +368,10 @@ impl Begin<'_> {
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         let warnings = notify::tell(&mut driver);
         outcome.warnings.extend(warnings);
-        if settled {
-            lockfile::clear_marker(&session.lock)?;
+        // The attempt is at its end, whatever becomes of what is left to tidy up: the next command
+        // finds it.
+        if settled && let Err(error) = lockfile::clear_marker(&session.lock) {
+            tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let retention = self.loaded.values.settings.retention;
         if let Err(error) = retention::gc(session, &retention, false) {

@@ -331,10 +331,10 @@ impl Driver<'_> {
         let entries = self.sealed_view()?.file.entries.clone();
         self.remember(entries, seal.tree)?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        locks::release_own(&target)?;
+        // Before the end is recorded: after it nobody comes back for what is left.
+        locks::forget(&target)?;
         self.report_other_refs();
         self.apply_final(TxEvent::Finished)?;
-        locks::forget(&target)?;
         self.leave_trace();
         Ok(())
     }

@@ -168,11 +168,18 @@ impl Driver<'_> {
                 format!("{name} ({} → {})", id(&before), id(&after))
             })
             .collect();
+        let mut message = format!("other refs changed meanwhile: {}", moved.join(", "));
         if let Err(error) = self.pin_commits(&ids) {
             tracing::warn!(?error, "where other refs were could not be pinned");
+            message.push_str("; what they named could not be pinned");
+            // The outcome names no ref that is not there.
+            let refs = &self.session.refs;
+            self.record
+                .pins
+                .rescue
+                .retain(|pin| matches!(refs.get(&pin.name), Ok(Some(id)) if id == pin.id));
         }
-        self.record
-            .warn("refs_moved", format!("other refs changed meanwhile: {}", moved.join(", ")));
+        self.record.warn("refs_moved", message);
     }
 
     /// Keeps commits alive under one rescue pin. What is no commit (a tag's own object), and what

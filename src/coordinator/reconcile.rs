@@ -19,6 +19,7 @@ use super::drive::{Driver, Live, Stop, chain};
 use super::error::Failure;
 use super::notify;
 use super::outcome::SCHEMA;
+use super::rescue::stand_by_pins;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::config::Operator;
@@ -61,6 +62,10 @@ pub fn reconcile(
         let from = attempt.tag()?;
         let owner = attempt.owner()?;
         let mut driver = driver(session, signals, &attempt)?;
+        if *driver.state() != (TxState::Open { turn: None }) {
+            let prefix = driver.spec.settings.ref_prefix.clone();
+            stand_by_pins(driver.session, &attempt.key, &prefix, &driver.record)?;
+        }
         let held = Phase::of(driver.state()) == Phase::QuarantinedOther;
         if from != StateTag::Quarantined || !held {
             if owner.as_ref().is_some_and(lives_on) {
@@ -76,7 +81,8 @@ pub fn reconcile(
         document.warnings.extend(notify::tell(&mut driver));
         count(&mut document, from, &attempt.key, &driver.spec, &driver.record.state);
     }
-    if document.left == 0 && document.quarantined == 0 && !document.attempts.is_empty() {
+    if document.left == 0 && document.quarantined == 0 {
+        // Also where a kill came between the end of an attempt and this.
         lockfile::clear_marker(&session.lock)?;
     }
     Ok(document)
@@ -134,6 +140,10 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
         roots.push((own, attempt.workspace.root.clone()));
     }
     drop(ledger);
+    if lockfile::read_marker(&context.workspace)?.is_some() {
+        // Perhaps a kill came between the end of the attempt and the marker's.
+        roots.push((context.workspace.id(), context.workspace.root().to_owned()));
+    }
     roots.sort();
     roots.dedup_by(|a, b| a.0 == b.0);
     for (id, root) in roots {

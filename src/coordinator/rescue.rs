@@ -14,16 +14,17 @@ use serde_json::json;
 use super::drive::{Driver, Stop};
 use super::error::Failure;
 use super::seal::signature;
+use super::session::Session;
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinError, PinSource};
-use crate::git::refs::Refs;
+use crate::git::refs::{RefError, Refs};
 use crate::git::restore::{Bytes, Rescue};
 use crate::git::store::{Held, Store};
 use crate::git::tree::{self, Signature};
 use crate::journal::{Change as LedgerChange, Ledger};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::{Change, Found, git_mode};
-use crate::tx::id::{AttemptKey, Oid, Pin};
+use crate::tx::id::{AttemptKey, Oid, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::record::AttemptRecord;
 
@@ -110,6 +111,27 @@ impl Driver<'_> {
         self.save(kind.event(), &json!({ "ref": pin.name, "id": pin.id }))?;
         self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))
     }
+}
+
+/// Makes the refs of recorded pins that are not there: a crash came between the ledger and the ref,
+/// or somebody deleted it. What a crash left of making one goes.
+pub(super) fn stand_by_pins(
+    session: &Session,
+    key: &AttemptKey,
+    prefix: &str,
+    record: &AttemptRecord,
+) -> Result<(), Failure> {
+    session.refs.clear_locks(&RefPrefix(prefix.to_owned()).folder(key))?;
+    for pin in record.pins.all() {
+        match session.refs.get(&pin.name) {
+            Ok(Some(_)) => {}
+            // Recorded, and its objects never came to be: nothing stood on it.
+            _ if !session.store.exists(pin.id) => {}
+            Ok(None) | Err(RefError::Broken { .. }) => session.refs.pin(prefix, pin)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// The bytes of the base, from the object store.

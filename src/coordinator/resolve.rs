@@ -14,8 +14,9 @@ use super::documents::ResolvedAttempt;
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::outcome::RefsDocument;
-use super::rescue::PinKind;
+use super::rescue::{PinKind, stand_by_pins};
 use super::session::Session;
+use super::spec::AttemptSpec;
 use super::turn::branch_moved;
 use super::undo::too_large;
 use super::{held, notify, reconcile, view};
@@ -92,6 +93,8 @@ pub(super) fn resolve(
         ));
     }
     let owner = attempt.owner()?;
+    let spec: AttemptSpec = attempt.spec()?;
+    stand_by_pins(session, key, &spec.settings.ref_prefix, &record)?;
     session.ledger.claim_owner(key, owner.as_ref(), &Session::owner())?;
     let mut driver = reconcile::driver(session, signals, &attempt)?;
     let detail = json!({ "decision": choice.as_str(), "writer_dead": writer_dead });
@@ -167,9 +170,8 @@ impl Driver<'_> {
                 self.pin_all(tip.filter(|id| *id != self.spec.base))?;
                 fault::point(Point::KeptPinned);
                 let target = self.session.target(&self.key, self.spec.branch.as_ref());
-                locks::release_own(&target)?;
-                self.apply_final(TxEvent::Released)?;
                 locks::forget(&target)?;
+                self.apply_final(TxEvent::Released)?;
                 self.leave_trace();
             }
         }
@@ -309,9 +311,12 @@ impl Driver<'_> {
         }
         let warnings = notify::tell(&mut self);
         let workspace = self.session.workspace.id();
-        if settled && self.session.ledger.unsettled(Some(&workspace))?.is_empty() {
-            lockfile::clear_marker(&self.session.lock)
-                .map_err(|error| Failure::Bug(chain(&error)))?;
+        if settled
+            && self.session.ledger.unsettled(Some(&workspace))?.is_empty()
+            && let Err(error) = lockfile::clear_marker(&self.session.lock)
+        {
+            // It is settled all the same: the next command finds what is left.
+            tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let detail = match self.state() {
             TxState::Quarantined { reason, .. } => why.or_else(|| {

@@ -307,7 +307,9 @@ impl Driver<'_> {
         let session = &mut *self.session;
         let bytes = StoreBytes(&session.store);
         let mut tries = 0;
-        let report = loop {
+        // What only an earlier try met.
+        let (mut drift, mut spilled) = (Vec::new(), Vec::new());
+        let mut report = loop {
             tries += 1;
             let mut sink = RescueSink {
                 store: &session.store,
@@ -343,7 +345,14 @@ impl Driver<'_> {
             if report.blocked.is_empty() || tries == TRIES {
                 break report;
             }
+            drift.extend(report.drift);
+            spilled.extend(report.spilled);
         };
+        for (all, earlier) in [(&mut report.drift, drift), (&mut report.spilled, spilled)] {
+            all.extend(earlier);
+            all.sort_unstable();
+            all.dedup();
+        }
         if !report.blocked.is_empty() {
             let paths = report.blocked;
             let why = String::new();

@@ -180,7 +180,8 @@ impl Dir {
     }
 
     /// Makes a new file with these bytes, synced; its name is not durable yet. `EEXIST` where
-    /// anything stands there.
+    /// anything stands there. A file that could not be written whole does not stay: as a lock it
+    /// would keep everybody out.
     pub(crate) fn create(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
         let fail = |e: io::Error| DirError::new("make", &self.path_of(name), e);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -188,8 +189,10 @@ impl Dir {
             .open_beneath(name, flags, Mode::from_raw_mode(0o666))
             .map_err(|e| fail(e.into()))?;
         let mut file = File::from(fd);
-        file.write_all(bytes).map_err(fail)?;
-        file.sync_all().map_err(fail)
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| {
+            let _ = self.unlink(name);
+            fail(error)
+        })
     }
 
     /// Puts `bytes` at `name` whole; its name is durable after [`Dir::sync`]. What a crash left

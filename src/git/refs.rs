@@ -93,6 +93,12 @@ enum Raw {
     Broken,
 }
 
+impl Raw {
+    fn is(&self, id: Oid) -> bool {
+        matches!(self, Self::Id(found) if *found == id)
+    }
+}
+
 /// The refs of one work tree.
 #[derive(Debug)]
 pub struct Refs {
@@ -308,33 +314,50 @@ impl Refs {
     pub fn unpin(&self, prefix: &str, pin: &Pin, prep_dir: &Path) -> Result<(), RefError> {
         let Pin { name, id } = pin;
         check_own(prefix, name)?;
-        // Also where there is no such ref: a crash may have left its lock, and folders.
-        if let Some(Raw::Id(found)) = self.raw(name)?
-            && found != *id
-        {
+        // One that is not there may have been about to be made: its lock and its folders go.
+        if let Some(Raw::Id(found)) = self.raw(name)?.filter(|raw| !raw.is(*id)) {
             return Err(RefError::Differs { name: name.clone(), wanted: *id, found: Some(found) });
         }
         // Packed first: a crash between the two leaves the loose one, and so the same ref.
         self.unpack(name, prep_dir)?;
         if let Some((dir, leaf)) = self.common.parent(name.0.as_bytes())? {
-            dir.unlink(&[leaf, b".lock"].concat())?;
-            dir.unlink(leaf)?;
-            dir.sync()?;
+            let locked = dir.unlink(&[leaf, b".lock"].concat())?;
+            if dir.unlink(leaf)? || locked {
+                dir.sync()?;
+            }
         }
         let mut folder = name.0.as_str();
         while let Some((parent, leaf)) = folder.rsplit_once('/') {
             if folder != name.0 {
-                let gone = self.common.dir(parent.as_bytes())?.map(|dir| {
-                    let gone = dir.remove_dir(leaf.as_bytes());
-                    dir.sync().map(|()| gone)
-                });
-                if !gone.transpose()?.unwrap_or(false) {
-                    break;
+                // A folder that is not there was never made, or a crash came between.
+                if let Some(dir) = self.common.dir(parent.as_bytes())? {
+                    if dir.remove_dir(leaf.as_bytes()) {
+                        dir.sync()?;
+                    } else if dir.identity(leaf.as_bytes())?.is_some() {
+                        break;
+                    }
                 }
             }
             folder = parent;
             if folder == prefix {
                 break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the locks beneath a folder of worktx's own prefix: whoever calls holds the workspace
+    /// lock, so that nobody else makes refs there, and they are what a crash left.
+    pub fn clear_locks(&self, folder: &str) -> Result<(), RefError> {
+        let mut work = vec![folder.as_bytes().to_vec()];
+        while let Some(path) = work.pop() {
+            let Some(dir) = self.common.dir(&path)? else { continue };
+            for (name, is_dir) in dir.names()? {
+                if is_dir {
+                    work.push([&path[..], b"/", &name[..]].concat());
+                } else if name.ends_with(b".lock") {
+                    dir.unlink(&name)?;
+                }
             }
         }
         Ok(())

@@ -234,8 +234,13 @@ impl fmt::Display for RefName {
 pub struct RefPrefix(pub String);
 
 impl RefPrefix {
+    /// The folder of an attempt's refs, without a slash at its end.
+    pub fn folder(&self, key: &AttemptKey) -> String {
+        format!("{}/{}/{}", self.0, key.execution, key.attempt)
+    }
+
     fn under(&self, key: &AttemptKey, leaf: &str) -> RefName {
-        RefName(format!("{}/{}/{}/{leaf}", self.0, key.execution, key.attempt))
+        RefName(format!("{}/{leaf}", self.folder(key)))
     }
 
     /// The ref that keeps the base alive.

@@ -362,3 +362,23 @@ fn row_24_a_lock_of_others_in_the_place_of_an_own_one_is_never_removed() {
 fn text(value: &serde_json::Value) -> &str {
     value.as_str().expect("text")
 }
+
+#[test]
+fn a_recorded_pin_without_its_ref_is_made_again() {
+    let lab = Lab::new();
+    lab.killed_at("turn_over", JOB, "echo x > x");
+    lab.reconcile();
+    let name = "refs/worktx/tx/job/1/base";
+    let id = lab.repo.git(&["rev-parse", name]);
+    for settle in [&["reconcile"][..], &["resolve", "job", "--keep"]] {
+        // A kill between the ledger and the ref leaves this; so does who deletes it.
+        lab.repo.git(&["update-ref", "-d", name]);
+        let lock = lab.repo.path(".git").join(name).with_extension("lock");
+        fs::create_dir_all(lock.parent().expect("has one")).expect("made");
+        fs::write(&lock, "half").expect("written");
+        lab.repo.call(settle).exits(0);
+        assert_eq!(lab.repo.git(&["rev-parse", name]), id, "{settle:?}");
+        assert!(!lock.exists(), "{settle:?}");
+    }
+    lab.laws();
+}

@@ -114,7 +114,9 @@ pub struct Lab {
     pub repo: Repo,
     pub base: String,
     pub before: BTreeMap<String, String>,
-    held: Vec<Vec<u8>>,
+    /// Bytes, and the blob that they are.
+    held: Vec<(Vec<u8>, String)>,
+    held_at_first: usize,
 }
 
 /// Everything that a second reconcile must not change.
@@ -154,6 +156,14 @@ impl Lab {
 
     /// In a repository that is there.
     pub fn on(repo: Repo, more: impl FnOnce(&Repo)) -> Self {
+        let lab = Self::of(repo, more);
+        // An execution that is done: asked for again it runs nothing, but reconciles first.
+        lab.repo.run(&["--execution-id", "probe", "--no-post-check"], "true").exits(0);
+        lab
+    }
+
+    /// The repository is filled; no command of worktx has met it.
+    pub fn of(repo: Repo, more: impl FnOnce(&Repo)) -> Self {
         repo.write("script.sh", "#!/bin/sh\n");
         repo.write("secret.txt", "0600\n");
         fs::set_permissions(repo.path("script.sh"), fs::Permissions::from_mode(0o755))
@@ -168,10 +178,15 @@ impl Lab {
         fs::create_dir_all(repo.path("empty/inner")).expect("made");
         repo.write("ignored/cache", "cached\n");
         more(&repo);
-        // An execution that is done: asked for again it runs nothing, but reconciles first.
-        repo.run(&["--execution-id", "probe", "--no-post-check"], "true").exits(0);
-        let mut lab = Self { base: repo.head(), before: repo.listing(), held: Vec::new(), repo };
+        let mut lab = Self {
+            base: repo.head(),
+            before: repo.listing(),
+            held: Vec::new(),
+            held_at_first: 0,
+            repo,
+        };
         lab.hold_tree();
+        lab.held_at_first = lab.held.len();
         lab
     }
 
@@ -187,14 +202,20 @@ impl Lab {
             if fs::symlink_metadata(&full).is_ok_and(|m| m.is_file())
                 && !path.starts_with("ignored/")
             {
-                self.held.push(fs::read(full).expect("readable"));
+                let bytes = fs::read(full).expect("readable");
+                self.held.push((bytes.clone(), self.blob_id(&bytes)));
             }
         }
     }
 
     /// These bytes must never be lost.
     pub fn hold(&mut self, bytes: &str) {
-        self.held.push(bytes.as_bytes().to_vec());
+        self.held.push((bytes.as_bytes().to_vec(), self.blob_id(bytes.as_bytes())));
+    }
+
+    /// Forgets what was held since the lab was made.
+    pub fn forget_held(&mut self) {
+        self.held.truncate(self.held_at_first);
     }
 
     /// A run that ends at a fault point.
@@ -273,22 +294,18 @@ impl Lab {
             .into_iter()
             .chain(listing_bytes(&repo.git_dir().join("worktx/spill")))
             .collect::<BTreeSet<_>>();
-        for bytes in &self.held {
-            let id = self.blob_id(bytes);
+        for (bytes, id) in &self.held {
             assert!(
-                reachable.contains(&id) || on_disk.contains(bytes),
+                reachable.contains(id) || on_disk.contains(bytes),
                 "lost: {:?}",
                 String::from_utf8_lossy(bytes)
             );
         }
-        for (name, id) in repo
-            .git(&["for-each-ref", "--format=%(refname) %(objectname)"])
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-        {
-            repo.git(&["cat-file", "-e", id]);
-            assert!(!name.ends_with(".lock"), "{name}");
-        }
+        let refs = repo.git(&["for-each-ref", "--format=%(objectname) %(refname)"]);
+        assert!(!refs.lines().any(|line| line.ends_with(".lock")), "{refs}");
+        let ids: String = refs.lines().map(|line| format!("{}\n", &line[..40])).collect();
+        let found = self.fed(&["cat-file", "--batch-check"], ids.as_bytes());
+        assert!(!found.contains("missing"), "{refs}\n{found}");
     }
 
     #[track_caller]
@@ -299,26 +316,22 @@ impl Lab {
              on a.execution_id = e.execution_id and a.attempt = e.success_attempt \
              where e.status = 'success'",
         );
+        let log =
+            repo.git(&["log", "--format=%H %(trailers:key=Worktx-Execution,valueonly,separator=)"]);
+        let on_branch: Vec<(&str, &str)> =
+            log.lines().filter_map(|line| line.split_once(' ')).collect();
         for win in wins.lines() {
             let [_, candidate, state] = win.split('|').collect::<Vec<_>>()[..] else {
                 panic!("{win}")
             };
-            let contained = repo
-                .finish(repo.command("git").args([
-                    "merge-base",
-                    "--is-ancestor",
-                    candidate,
-                    "HEAD",
-                ]))
-                .code
-                == 0;
+            let contained = on_branch.iter().any(|(id, _)| *id == candidate);
             assert!(contained || state == "quarantined", "{win}");
         }
         let winners: BTreeSet<&str> = wins.lines().filter_map(|w| w.split('|').next()).collect();
-        let log =
-            repo.git(&["log", "--format=%(trailers:key=Worktx-Execution,valueonly,separator=)"]);
         let mut seen = BTreeSet::new();
-        for execution in log.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        for (_, execution) in on_branch.iter().filter(|(_, execution)| !execution.trim().is_empty())
+        {
+            let execution = execution.trim();
             assert!(seen.insert(execution), "{execution} has more than one commit");
             assert!(winners.contains(execution), "{execution} is on the branch and not won");
         }
@@ -340,19 +353,21 @@ impl Lab {
         }
     }
 
-    /// No lock, no temporary folder, no cgroup, no checkout.
+    /// No lock, no temporary folder, no cgroup, no checkout, no marker of unsettled work.
     #[track_caller]
     pub fn nothing_is_left_over(&self) {
         assert!(self.repo.cgroups().is_empty(), "{:?}", self.repo.cgroups());
+        assert!(!self.repo.git_dir().join("worktx-marker").exists(), "the marker");
         let tree = self.repo.listing();
         let temporary: Vec<_> = tree.keys().filter(|p| p.starts_with(".worktx-tmp")).collect();
         assert!(temporary.is_empty(), "{temporary:?}");
+        // An empty folder, where a disk did not let go of it, locks nothing: gc takes it along.
         let locks: Vec<_> = listing(&self.repo.git_dir())
-            .into_keys()
-            .filter(|p| {
-                p.ends_with(".lock")
-                    || p.starts_with("worktx/prepared/")
-                    || p.starts_with("worktx/attempts/") && p.contains("/checkout-")
+            .into_iter()
+            .filter(|(path, what)| {
+                path.ends_with(".lock")
+                    || (path.starts_with("worktx/prepared/") && !what.starts_with("dir"))
+                    || path.starts_with("worktx/attempts/") && path.contains("/checkout-")
             })
             .collect();
         assert!(locks.is_empty(), "{locks:?}");
@@ -366,17 +381,22 @@ impl Lab {
     }
 
     fn blob_id(&self, bytes: &[u8]) -> String {
-        let mut child = self
-            .repo
-            .command("git")
-            .args(["hash-object", "--no-filters", "--stdin"])
+        self.fed(&["hash-object", "--no-filters", "--stdin"], bytes).trim().to_owned()
+    }
+
+    /// What git says to this input.
+    fn fed(&self, args: &[&str], input: &[u8]) -> String {
+        let mut git = self.repo.command("git");
+        let mut child = git
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("git starts");
-        child.stdin.take().expect("piped").write_all(bytes).expect("written");
+        child.stdin.take().expect("piped").write_all(input).expect("written");
         let output = child.wait_with_output().expect("it ends");
-        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        assert!(output.status.success(), "git {args:?}");
+        String::from_utf8(output.stdout).expect("text")
     }
 }
 

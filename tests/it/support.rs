@@ -15,7 +15,9 @@ pub const WORKTX: &str = env!("CARGO_BIN_EXE_worktx");
 
 /// A home and a repository that nothing outside can change.
 pub struct Repo {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    /// Removes the folder at the end, where it is the test's own.
+    _temporary: Option<tempfile::TempDir>,
     pub root: PathBuf,
 }
 
@@ -56,7 +58,15 @@ impl Ran {
 impl Repo {
     /// A repository with two committed files and a folder.
     pub fn new() -> Self {
-        let repo = Self::bare_home();
+        Self::filled(Self::bare_home())
+    }
+
+    /// As [`Repo::new`], in an empty folder that stays.
+    pub fn at(dir: &Path) -> Self {
+        Self::filled(Self::home_in(dir, None))
+    }
+
+    fn filled(repo: Self) -> Self {
         repo.git(&["init", "-q", "-b", "main", "."]);
         repo.first_commit();
         repo
@@ -75,24 +85,30 @@ impl Repo {
     /// A home and an empty folder.
     pub fn bare_home() -> Self {
         let dir = tempfile::Builder::new().prefix("worktx-it-").tempdir().expect("a folder");
-        let root = dir.path().canonicalize().expect("there").join("repo");
+        let path = dir.path().to_owned();
+        Self::home_in(&path, Some(dir))
+    }
+
+    fn home_in(dir: &Path, temporary: Option<tempfile::TempDir>) -> Self {
+        let dir = dir.canonicalize().expect("there");
+        let root = dir.join("repo");
         fs::create_dir_all(&root).expect("a folder");
-        fs::create_dir_all(dir.path().join("home")).expect("a folder");
+        fs::create_dir_all(dir.join("home")).expect("a folder");
         fs::write(
-            dir.path().join("home/.gitconfig"),
+            dir.join("home/.gitconfig"),
             "[user]\n\tname = Test\n\temail = test@example.org\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n[safe]\n\tdirectory = *\n",
         )
         .expect("written");
-        Self { dir, root }
+        Self { dir, _temporary: temporary, root }
     }
 
     pub fn home(&self) -> PathBuf {
-        self.dir.path().canonicalize().expect("there").join("home")
+        self.dir.join("home")
     }
 
     /// A folder beside the repository.
     pub fn outside(&self) -> PathBuf {
-        self.dir.path().canonicalize().expect("there")
+        self.dir.clone()
     }
 
     /// Writes the user's configuration file.

@@ -29,8 +29,8 @@ pub(super) struct Run<'r, 'a> {
     pub(super) beneath: Beneath<'a>,
     pub(super) aside: Aside,
     plan: &'r UndoPlan,
-    /// The paths that the plan brings back, once somebody asks.
-    of_the_base: OnceCell<HashSet<&'r RepoPath>>,
+    /// What the plan brings back, once somebody asks.
+    of_the_base: OnceCell<HashMap<&'r RepoPath, &'r Entry>>,
     pub(super) report: RestoreReport,
     /// Paths that have been spoken about, as blocked, as drift, or as left: not judged again.
     pub(super) settled: HashSet<RepoPath>,
@@ -101,6 +101,11 @@ impl<'r, 'a> Run<'r, 'a> {
             return Ok(());
         }
         let done = match step {
+            Step::Remove { .. } | Step::RemoveDirectory { .. } | Step::Spill { .. }
+                if self.is_back(step.path()) =>
+            {
+                Ok(())
+            }
             Step::Remove { path } => self.take_out(path, true),
             Step::RemoveDirectory { path, in_the_way } => self.remove_directory(path, *in_the_way),
             Step::Spill { path } => self.spill(path),
@@ -119,6 +124,21 @@ impl<'r, 'a> Run<'r, 'a> {
         !self.settled.is_empty()
             && std::iter::successors(Some(path.clone()), RepoPath::parent)
                 .any(|p| self.settled.contains(&p))
+    }
+
+    fn of_the_base(&self) -> &HashMap<&'r RepoPath, &'r Entry> {
+        let plan = self.plan;
+        self.of_the_base
+            .get_or_init(|| plan.steps.iter().filter_map(|s| Some((s.path(), s.base()?))).collect())
+    }
+
+    /// Whether the base's own has taken the place of what is to go: an earlier try of this plan
+    /// did that, and it is nobody's drift.
+    fn is_back(&self, path: &RepoPath) -> bool {
+        let Some(base) = self.of_the_base().get(path) else { return false };
+        let Ok(Some(seen)) = self.beneath.look(path) else { return false };
+        Self::is_base(base, &seen).unwrap_or(false)
+            && !(seen.kind == Kind::Directory && Beneath::is_repository(seen.handle.as_fd()))
     }
 
     fn settle(&mut self, path: &RepoPath, done: Result<(), Stop>) -> Result<(), RestoreError> {
@@ -185,7 +205,7 @@ impl<'r, 'a> Run<'r, 'a> {
         if self.is_settled(path) {
             return Ok(());
         }
-        if spill {
+        if spill && !self.is_back(path) {
             self.spill(path)?;
         }
         match self.beneath.look(path)? {
@@ -385,11 +405,7 @@ impl<'r, 'a> Run<'r, 'a> {
     fn check_gone(&mut self, path: &RepoPath) -> Result<(), Stop> {
         if self.beneath.look(path)?.is_some() {
             // The base's own has taken the place; that is looked at by itself.
-            let plan = self.plan;
-            let of_the_base = self.of_the_base.get_or_init(|| {
-                plan.steps.iter().filter(|s| s.base().is_some()).map(Step::path).collect()
-            });
-            if of_the_base.contains(path) {
+            if self.of_the_base().contains_key(path) {
                 return Ok(());
             }
             if self.drift_stays() {

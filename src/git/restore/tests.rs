@@ -106,6 +106,23 @@ fn everything_comes_back_byte_for_byte() {
     }
 }
 
+/// What the first try put back is no drift to the second: a file that could not be read once does
+/// not leave its directory half full, and nobody told.
+#[test]
+fn a_plan_may_be_tried_again() {
+    let base = |root: &Path| {
+        rich_base(root);
+        write(root, "dir_to_file/late", "once unreadable");
+    };
+    for on_drift in [OnDrift::Leave, OnDrift::Restore] {
+        let lab = Lab { on_drift, ..Lab::new(base, rich_turn) };
+        let report = lab.restore_twice(|_| {}, Some("once unreadable"));
+        assert_eq!((report.blocked.len(), report.drift.len()), (0, 0), "{report:?}");
+        lab.assert_is_base();
+        assert!(lab.rescued().is_empty());
+    }
+}
+
 #[test]
 fn a_kill_at_any_point_converges() {
     let mut killed = 0;

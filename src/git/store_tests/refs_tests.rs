@@ -57,6 +57,12 @@ fn a_pin_is_made_once_and_never_moved() {
     }
     assert!(!repo.git_dir().join(PREFIX).join("x").exists());
     assert!(repo.git_dir().join(PREFIX).exists());
+    // What a kill leaves that came before the ref was in its place.
+    let folder = file.parent().expect("has one");
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(file.with_extension("lock"), "half").unwrap();
+    refs.unpin(PREFIX, &mine, &prep(&repo)).unwrap();
+    assert!(!repo.git_dir().join(PREFIX).join("x").exists());
 }
 
 #[test]

@@ -203,6 +203,15 @@ impl Lab {
 
     /// Plans from what stands there, lets `between` act, and restores.
     pub(super) fn restore_after(&self, between: impl FnOnce(&Path)) -> RestoreReport {
+        self.restore_twice(between, None)
+    }
+
+    /// As [`Lab::restore_after`]; before, the same plan is tried without the bytes of one file.
+    pub(super) fn restore_twice(
+        &self,
+        between: impl FnOnce(&Path),
+        without: Option<&str>,
+    ) -> RestoreReport {
         let pinned = list(&self.dir.join("rejected"))
             .into_iter()
             .filter(|(path, (kind, ..))| kind.has_bytes() && !self.is_ignored(path))
@@ -213,7 +222,11 @@ impl Lab {
         let plan = plan(ProvenDead::attest(DeathProof::NoChildren), self.changes(), &rules);
         between(&self.tree());
         let base = list(&self.dir.join("base"));
-        let bytes = base.into_values().map(|(_, _, bytes)| (oid(&bytes), bytes)).collect();
+        let bytes: HashMap<_, _> =
+            base.into_values().map(|(_, _, bytes)| (oid(&bytes), bytes)).collect();
+        let mut fewer = FromListing(bytes.clone());
+        fewer.0.remove(&oid(without.unwrap_or_default().as_bytes()));
+        let all = FromListing(bytes);
         let root = fs::File::open(self.tree()).expect("opened");
         let mut rescue = Kept { dir: self.dir.join("rescue"), added: vec![] };
         let mut on = Restore {
@@ -222,11 +235,17 @@ impl Lab {
             pinned: &pinned,
             in_scope: &|path| !self.is_ignored(path.as_bytes()),
             on_drift: self.on_drift,
-            bytes: &FromListing(bytes),
+            bytes: &all,
             rescue: &mut rescue,
             spill: &mut Spill::at(self.dir.join("spill")),
             plain_renames: self.plain_renames,
         };
+        if let Some(without) = without {
+            on.bytes = &fewer;
+            let first = restore(&plan, &mut on).expect("not stopped");
+            assert_ne!(first.blocked, [], "{without}");
+            on.bytes = &all;
+        }
         restore(&plan, &mut on).expect("not stopped")
     }
 
