@@ -251,6 +251,7 @@ impl Driver<'_> {
     fn resolved(mut self, choice: Choice, why: Option<String>) -> Result<ResolvedAttempt, Failure> {
         let settled = self.state().tag().is_settled();
         if settled {
+            self.drop_scratch();
             lockfile::clear_marker(&self.session.lock)
                 .map_err(|error| Failure::Bug(chain(&error)))?;
         }
