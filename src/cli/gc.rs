@@ -14,6 +14,9 @@ pub(super) fn run(global: &Global, args: &GcArgs) -> Result<u8, Failure> {
     let context = context(global)?;
     let bounds = context.user.values.settings.retention;
     let mut session = Session::open(context.workspace, context.place, "gc", None)?;
+    if !args.dry_run {
+        retention::sweep_scratch(&session)?;
+    }
     let document = retention::gc(&mut session, &bounds, args.dry_run)?;
     if args.json {
         output::json(&document)?;

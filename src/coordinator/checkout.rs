@@ -183,15 +183,15 @@ impl Driver<'_> {
         ran
     }
 
-    /// Removes what a crash has left: cgroups in which nobody is any more, and checkouts, unless
-    /// somebody may still be in there.
+    /// Removes what a crash has left: cgroups and checkouts. Not before the writer is proven dead:
+    /// somebody may be in there, and an empty cgroup proves less than one that is gone.
     pub(super) fn drop_scratch(&mut self) {
-        process::sweep_cgroups(&self.session.place.attempt(&self.key));
         let reason = match self.state() {
             TxState::Quarantined { reason, .. } => Some(reason),
             _ => None,
         };
         if reason != Some(&QuarantineReason::WriterUnproven) {
+            process::sweep_cgroups(&self.session.place.attempt(&self.key));
             self.drop_checkouts();
         }
     }

@@ -310,6 +310,9 @@ impl Driver<'_> {
             self.session.ledger.set_outcome(&self.key, &outcome)?;
         }
         let warnings = notify::tell(&mut self);
+        if settled {
+            self.drop_scratch();
+        }
         let workspace = self.session.workspace.id();
         if settled
             && self.session.ledger.unsettled(Some(&workspace))?.is_empty()

@@ -67,14 +67,6 @@ pub fn gc(
             document.kept += 1;
             continue;
         };
-        if !dry_run {
-            // Scratch that could not be removed at its end, or after a crash.
-            let folder = session.place.attempt(&attempt.key);
-            process::sweep_cgroups(&folder);
-            for (path, error) in checkout::sweep(&folder) {
-                tracing::warn!(path = %path.display(), %error, "a checkout stays");
-            }
-        }
         settled += 1;
         // Written by one function, so that the text sorts as the time does.
         let is_old = at < oldest.as_str();
@@ -100,6 +92,19 @@ pub fn gc(
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
     }
     Ok(document)
+}
+
+/// Removes what settled attempts have left of scratch, checkouts and cgroups, and what a crash left
+/// before they settled: for the command, not for the end of every run.
+pub fn sweep_scratch(session: &Session) -> Result<(), Failure> {
+    for attempt in session.ledger.heads()?.iter().filter(|a| a.settled_at.is_some()) {
+        let folder = session.place.attempt(&attempt.key);
+        process::sweep_cgroups(&folder);
+        for (path, error) in checkout::sweep(&folder) {
+            tracing::warn!(path = %path.display(), %error, "a checkout stays");
+        }
+    }
+    Ok(())
 }
 
 /// Removes one settled attempt, and says how many refs went; `None` where it has to stay.
@@ -129,6 +134,7 @@ fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Opt
             Err(error) => return Err(error.into()),
         }
     }
+    process::sweep_cgroups(&session.place.attempt(key));
     let folders = [&session.place.spill(key), &session.place.attempt(key), &prepared];
     if !folders.into_iter().all(|folder| remove_folder(folder)) {
         return Ok(None);

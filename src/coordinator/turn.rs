@@ -55,6 +55,7 @@ impl Driver<'_> {
                 Ok(())
             }
             Err(error) => {
+                process::sweep_cgroups(&own);
                 self.abandon()?;
                 Err(Failure::from(error).into())
             }

@@ -356,6 +356,7 @@ impl Index {
     /// next look. A path that takes the place of a folder takes out what was beneath it, and the
     /// other way round. Flags are those of `base` (the index at open) where it is given: what the
     /// turn set is gone, what was there stays.
+    #[must_use]
     pub fn with_changes(&self, changes: &[IndexChange], base: Option<&Self>) -> Self {
         let changes: BTreeMap<&[u8], &IndexChange> =
             changes.iter().map(|change| (change.path.as_bytes(), change)).collect();

@@ -128,15 +128,12 @@ fn config(git: &GitConfig) -> String {
 
 /// All refs in one file, sorted by name.
 fn packed_refs(git: &Path, from: &Source<'_>) -> Result<(), ScratchError> {
-    let mut refs = from.refs.list("refs")?.refs;
+    let mut refs = from.refs.list_but("refs", &[from.own_prefix, "refs/stash"])?.refs;
     refs.sort_by(|a, b| a.0.0.as_bytes().cmp(b.0.0.as_bytes()));
-    let own = format!("{}/", from.own_prefix);
     let mut out = io::BufWriter::new(fs::File::create(git.join("packed-refs"))?);
     out.write_all(b"# pack-refs with: sorted \n")?;
     for (name, id) in refs {
-        if !name.0.starts_with(&own) && name.0 != "refs/stash" {
-            writeln!(out, "{id} {}", name.0)?;
-        }
+        writeln!(out, "{id} {}", name.0)?;
     }
     Ok(out.flush()?)
 }

@@ -183,6 +183,7 @@ fn row_02b_a_writer_of_another_pid_namespace_is_unproven() {
         lab.repo.run(JOB, "touch never").exits(21);
         assert_eq!(lab.repo.read("half"), "half\n", "never undone without proof");
         lab.repo.call(&["resolve", "job", "--discard", "--writer-dead"]).exits(0);
+        assert_eq!(lab.repo.cgroups(), Vec::<std::path::PathBuf>::new());
         lab.as_before();
         lab.laws();
     }

@@ -15,10 +15,10 @@
 )]
 
 mod attacks;
-mod checkout;
 mod crash;
 mod crash_cancel;
 mod crash_check;
+mod crash_checkout;
 mod crash_disk;
 mod crash_ledger;
 mod crash_others;

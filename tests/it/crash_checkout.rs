@@ -171,7 +171,7 @@ fn what_appears_in_the_live_tree_meanwhile_is_put_back() {
 }
 
 #[test]
-fn a_killed_one_is_made_anew() {
+fn row_20_a_killed_checkout_is_made_anew() {
     for point in ["checkout_written", "post_check_passed"] {
         let lab = lab();
         lab.killed_at(point, &check("test -e new.txt && test -x run.sh"), WORK);
@@ -204,7 +204,7 @@ fn a_killed_one_is_made_anew() {
 }
 
 #[test]
-fn a_crashed_one_goes_although_it_is_not_run_again() {
+fn row_20_a_crashed_checkout_goes_although_it_is_not_run_again() {
     let lab = lab();
     lab.killed_at("checkout_written", &check("true"), WORK);
     let other = lab.repo.git(&["commit-tree", "-p", "HEAD", "-m", "other", "HEAD^{tree}"]);
@@ -249,7 +249,7 @@ fn what_cannot_be_removed_is_a_warning_and_gc_takes_it() {
 }
 
 #[test]
-fn a_full_disk_is_no_pass() {
+fn row_17_a_full_disk_under_the_checkout_is_no_pass() {
     if !is_root() {
         println!("SKIPPED: mounting a small file system needs root");
         return;
