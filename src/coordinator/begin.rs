@@ -207,10 +207,9 @@ impl Begin<'_> {
     }
 
     fn open(&self, session: &mut Session, base: Base) -> Result<Outcome, Failure> {
-        let settings = self.loaded.values.settings.clone();
-        let prefix = RefPrefix(settings.ref_prefix.clone());
         let id = self.request.execution.clone();
-        let in_refs = largest_in_refs(session, &settings.ref_prefix, &id)?;
+        let prefix = &self.loaded.values.settings.ref_prefix;
+        let in_refs = largest_in_refs(session, prefix, &id)?;
         let in_ledger = session
             .ledger
             .attempts(&crate::journal::Filter {
@@ -222,6 +221,29 @@ impl Begin<'_> {
             .max();
         let next = in_refs.max(in_ledger).map_or(1, |AttemptNo(n)| n + 1);
         let key = AttemptKey { execution: id, attempt: AttemptNo(next) };
+        let marker = Marker {
+            ledger: session.place.ledger().to_string_lossy().into_owned(),
+            attempt: key.clone(),
+            boot_id: process::this_host().boot_id,
+        };
+        lockfile::write_marker(&session.lock, &marker)?;
+        let opened = self.open_as(session, base, key.clone(), (in_refs, in_ledger));
+        if opened.is_err() {
+            // Before it was recorded, nothing of it is to stay.
+            let _ = session.forget_unrecorded(&key);
+        }
+        opened
+    }
+
+    fn open_as(
+        &self,
+        session: &mut Session,
+        base: Base,
+        key: AttemptKey,
+        (in_refs, in_ledger): (Option<AttemptNo>, Option<AttemptNo>),
+    ) -> Result<Outcome, Failure> {
+        let settings = self.loaded.values.settings.clone();
+        let prefix = RefPrefix(settings.ref_prefix.clone());
         let folder = session.place.attempt(&key);
         durable::create_dir_all(&folder, PRIVATE_DIR)
             .map_err(Failure::io("making the attempt's folder"))?;
@@ -287,12 +309,6 @@ impl Begin<'_> {
         record.pins.base = Some(Pin { name: prefix.base(&key), id: base_pin });
         self.add_warnings(&mut record, &base, &spec);
         let spec_value = serde_json::to_value(&spec).map_err(Failure::bug)?;
-        let marker = Marker {
-            ledger: session.place.ledger().to_string_lossy().into_owned(),
-            attempt: key.clone(),
-            boot_id: spec.boot_id.clone(),
-        };
-        lockfile::write_marker(&session.lock, &marker)?;
         let workspace = session.ledger_workspace();
         let owner = Session::owner();
         let opened = session.ledger.open_attempt(

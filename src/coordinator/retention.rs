@@ -7,8 +7,8 @@
 //!
 //! # Limitations
 //! Objects that no ref names any more are git's own gc to drop; the packs that hold them are only
-//! made few. A folder that a crash left before its attempt was recorded stays. An attempt one of
-//! whose refs was moved by somebody, or whose folder cannot be removed, stays.
+//! made few. An attempt one of whose refs was moved by somebody, or whose folder cannot be removed,
+//! stays.
 
 use std::collections::BTreeSet;
 use std::path::Path;

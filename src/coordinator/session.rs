@@ -92,7 +92,7 @@ impl Session {
         };
         let lock = WorkspaceLock::acquire(&workspace, &holder, wait)?;
         // Before anything is made: a ledger that is refused leaves nothing behind, no pointer.
-        lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
+        let marker = lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
         place.create(workspace.common_dir())?;
         let ledger = write_ledger(&place)?;
         let store = Store::open(workspace.common_dir())?;
@@ -100,7 +100,33 @@ impl Session {
         let root = Root::open(workspace.root())?;
         root.probe()?;
         let manifest = Manifest::open(&place.manifest())?;
-        Ok(Self { workspace, place, ledger, lock, store, refs, root, manifest })
+        let session = Self { workspace, place, ledger, lock, store, refs, root, manifest };
+        if let Some(marker) = marker {
+            session.forget_unrecorded(&marker.attempt)?;
+        }
+        Ok(session)
+    }
+
+    /// Removes what an attempt left that was never recorded, by a crash or an error. Its marker
+    /// is written before its folder is made, so there is nothing that no record and no marker
+    /// names.
+    pub fn forget_unrecorded(&self, key: &AttemptKey) -> Result<(), Failure> {
+        let folder = self.place.attempt(key);
+        // One that has come as far as a turn was recorded: the ledger is an old copy.
+        if self.ledger.attempt(key)?.is_some() || folder.join("turn").exists() {
+            return Ok(());
+        }
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::io("removing what was never recorded")(error));
+            }
+            _ => {}
+        }
+        // Its execution's folder, where no other attempt of it has one.
+        if let Some(parent) = folder.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+        Ok(lockfile::clear_marker(&self.lock)?)
     }
 
     /// Begins the manifest anew, empty. Only where nothing of it is needed any more.

@@ -87,7 +87,7 @@ fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
         names.extend(entry.map_err(failed)?.file_name().into_string());
     }
     let mut packs = Vec::new();
-    for file in names.iter().filter(|name| name.ends_with(".pack")) {
+    for file in &names {
         let Some(name) = file.strip_prefix("pack-").and_then(|f| f.strip_suffix(".pack")) else {
             continue;
         };

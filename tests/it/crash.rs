@@ -52,6 +52,25 @@ fn row_01_killed_before_the_turn() {
 }
 
 #[test]
+fn row_01_killed_before_anything_is_recorded() {
+    let lab = Lab::new();
+    let (marker, folder) = (".git/worktx-marker", ".git/worktx/attempts/job/1");
+    lab.killed_at("open_recorded", JOB, WORK);
+    let text = lab.repo.read(marker);
+    lab.reconcile();
+    assert!(!lab.repo.path(marker).exists());
+    // As it is between the marker and the record: the folder half filled, no row.
+    for next in [&["gc"][..], &["run", "--", "true"]] {
+        lab.repo.write(marker, text.replace("job", "never"));
+        lab.repo.write(&format!("{}/index.base", folder.replace("job", "never")), "half");
+        lab.repo.call(next).exits(0);
+        assert!(!lab.repo.path(".git/worktx/attempts/never").exists(), "{next:?}");
+        assert!(!lab.repo.path(marker).exists(), "{next:?}");
+    }
+    lab.laws();
+}
+
+#[test]
 fn row_02_killed_mid_turn() {
     let mut lab = Lab::new();
     lab.hold("half\n");

@@ -112,6 +112,8 @@ fn row_20_missing() {
     assert!(ran.stderr.contains("nowhere/check"), "{}", ran.stderr);
     lab.as_before();
     assert_eq!(lab.status_of("job"), "", "no attempt was opened");
+    assert!(!lab.repo.path(".git/worktx/attempts/job").exists(), "its folder is gone");
+    assert!(!lab.repo.path(".git/worktx-marker").exists(), "so is its marker");
 }
 
 #[test]
