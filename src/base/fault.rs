@@ -1,7 +1,9 @@
 //! Fault points: named places between the steps at which a test may end the process.
 //!
 //! `WORKTX_FAULT=<name>` kills the process group's own process with SIGKILL when the point is
-//! reached; `WORKTX_FAULT=<name>:<n>` at the n-th time. Compiled out of release builds.
+//! reached; `WORKTX_FAULT=<name>:<n>` at the n-th time. `WORKTX_FAULT_BOOT=<id>` says that the
+//! machine was started anew, for tests of power loss; `WORKTX_FAULT_TRACED=1` that a test traces
+//! all processes. Compiled out of release builds.
 //!
 //! # Limitations
 //! A closed set: a name that is none of [`Point`] is ignored, and a test keeps the names in step
@@ -101,3 +103,28 @@ pub fn point(at: Point) {
 /// Compiled out of release builds.
 #[cfg(not(debug_assertions))]
 pub fn point(_at: Point) {}
+
+/// The boot id that a test claims, in place of the kernel's.
+#[cfg(debug_assertions)]
+pub fn boot_id() -> Option<String> {
+    std::env::var("WORKTX_FAULT_BOOT").ok().filter(|id| !id.is_empty())
+}
+
+/// Compiled out of release builds.
+#[cfg(not(debug_assertions))]
+pub fn boot_id() -> Option<String> {
+    None
+}
+
+/// Whether a test traces this process and the supervisor: one that is seen stopped by a tracer is
+/// then not given up.
+#[cfg(debug_assertions)]
+pub fn is_traced() -> bool {
+    std::env::var_os("WORKTX_FAULT_TRACED").is_some()
+}
+
+/// Compiled out of release builds.
+#[cfg(not(debug_assertions))]
+pub fn is_traced() -> bool {
+    false
+}

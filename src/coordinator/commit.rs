@@ -157,7 +157,9 @@ impl Driver<'_> {
         let changes: Vec<IndexChange> = wanted
             .into_iter()
             .map(|(path, held)| {
+                // After a crash git shall compare the bytes: see `sealed_view`.
                 let stat = view.snapshot.get(&path).map(|entry| entry.stat);
+                let stat = stat.filter(|_| !view.of_earlier);
                 IndexChange { to: held.map(|(mode, id)| (mode, id, stat)), path }
             })
             .collect();

@@ -21,7 +21,7 @@ use crate::git::manifest::Snapshot;
 use crate::journal::{Change, LedgerError};
 use crate::process::{Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
-use crate::tx::id::{AttemptKey, Pin, RefName};
+use crate::tx::id::{AttemptKey, Oid, Pin, RefName};
 use crate::tx::record::AttemptRecord;
 use crate::tx::state::{Effect, TxEvent, TxState};
 use crate::tx::verdict::{Row, Status};
@@ -82,6 +82,8 @@ pub struct Live {
     pub sealed: Option<SealView>,
     /// The whole scope was compared with the seal, and since then nothing of this attempt ran.
     pub scope_seen: bool,
+    /// The turn's own last commit, where this process made it durable with all that it needs.
+    pub durable_tip: Option<Oid>,
     /// The verdict, where this process won it.
     pub won: Option<crate::tx::verdict::Won>,
     /// Whether promotion gives the index another meaning.

@@ -348,6 +348,7 @@ impl Driver<'_> {
         let event = match self.state() {
             TxState::Quarantined { .. } => {
                 let tip = self.judge_moves()?;
+                self.make_durable(tip)?;
                 TxEvent::TakenBack { cause, death, tip }
             }
             TxState::Committing { .. } => {
@@ -356,6 +357,7 @@ impl Driver<'_> {
             }
             _ => {
                 let tip = self.judge_moves()?;
+                self.make_durable(tip)?;
                 let turn = TurnResult::default();
                 TxEvent::Failed(Undo { cause, death, turn, seal: None, post_check: None, tip })
             }

@@ -94,6 +94,19 @@ impl Driver<'_> {
         Ok(built.raw)
     }
 
+    /// What a pin stands on: the turn's own last commit, durable. A power loss may have left one
+    /// of which parts are gone; no pin is made that cannot be read, so it then stands on the base.
+    pub(super) fn parent_of_pin(&mut self, tip: Option<Oid>) -> Result<Oid, Stop> {
+        let base = self.spec.base;
+        let Some(tip) = tip.filter(|tip| *tip != base) else { return Ok(base) };
+        self.make_durable(Some(tip))?;
+        let gaps = tree::closure(&self.session.store, tip, Some(base), &|_| false)?;
+        let Some(gap) = gaps.first() else { return Ok(tip) };
+        let message = format!("the turn's own commit {tip} cannot be kept: {} {}", gap.id, gap.why);
+        self.record.warn("own_commits_damaged", message);
+        Ok(base)
+    }
+
     /// Records a pin, then makes its ref.
     pub(super) fn record_pin(&mut self, kind: PinKind, id: Oid) -> Result<(), Stop> {
         let prefix = self.spec.prefix();

@@ -155,6 +155,7 @@ impl Driver<'_> {
             }
             Choice::Discard => {
                 let tip = self.tip_for_resolve(false)?;
+                self.make_durable(tip)?;
                 *verdict = Some(self.ask_failed()?);
                 let cause = Cause::Discarded;
                 let detail = json!({ "reason": cause.reason(), "death": death.how() });
@@ -284,7 +285,7 @@ impl Driver<'_> {
         }
         let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
         let onto = self.session.store.commit(base_pin)?.tree;
-        let parent = tip.unwrap_or(self.spec.base);
+        let parent = self.parent_of_pin(tip)?;
         // As in a rollback: what is beyond the limits is not hashed into git's objects. It stays in
         // the tree.
         let large = too_large(&scan.changes, &self.spec.settings.limits, false);

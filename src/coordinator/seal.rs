@@ -112,13 +112,7 @@ impl Driver<'_> {
         adopted: bool,
     ) -> Result<(), Stop> {
         self.put_back_programs()?;
-        if tip.is_some() {
-            // Git does not sync what it commits; a candidate on top must not outlive its parent.
-            self.session
-                .store
-                .sync()
-                .map_err(Failure::other("making the turn's own commits durable"))?;
-        }
+        self.make_durable(tip)?;
         let sealed_head = tip.unwrap_or(self.spec.base);
         let turn_index = self.read_turn_index()?;
 

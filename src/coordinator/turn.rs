@@ -134,6 +134,7 @@ impl Driver<'_> {
         death: ProvenDead,
     ) -> Result<(), Stop> {
         let tip = self.judge_moves()?;
+        self.make_durable(tip)?;
         let cause = self.by_the_row(cause);
         let detail = json!({ "reason": cause.reason(), "turn": turn });
         let undo = Undo { cause, death, turn, seal: None, post_check: None, tip };
@@ -188,6 +189,19 @@ impl Driver<'_> {
             Moves::Unvouched { why } | Moves::Rewritten { why } => Err(branch_moved(why)),
             Moves::Switched { to } => Err(branch_moved(format!("HEAD is on {to}"))),
         }
+    }
+
+    /// Makes the turn's own commits durable: git does not sync what it commits, and neither the
+    /// ledger nor a pin may outlive what it names. Called before either does.
+    pub(super) fn make_durable(&mut self, tip: Option<Oid>) -> Result<(), Stop> {
+        if tip.is_some() && tip != self.live.durable_tip {
+            self.session
+                .store
+                .sync()
+                .map_err(Failure::other("making the turn's own commits durable"))?;
+            self.live.durable_tip = tip;
+        }
+        Ok(())
     }
 
     /// Where the guard hook writes which moves it let pass.

@@ -86,14 +86,7 @@ impl Driver<'_> {
             }
             None if scan.changes.is_empty() && tip.is_none() => HashMap::new(),
             None => {
-                let parent = tip.unwrap_or(self.spec.base);
-                if tip.is_some() {
-                    // Git does not sync what it commits; the pin must not outlive its parent.
-                    self.session
-                        .store
-                        .sync()
-                        .map_err(Failure::other("making the turn's own commits durable"))?;
-                }
+                let parent = self.parent_of_pin(tip)?;
                 self.pin_changes(
                     PinKind::Discarded,
                     &scan.changes,

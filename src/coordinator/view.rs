@@ -71,6 +71,8 @@ pub struct SealView {
     pub rules: BaseRules,
     /// What was kept of the seal.
     pub file: SealFile,
+    /// Whether it is of another process's seal: a crash lies between.
+    pub of_earlier: bool,
 }
 
 /// The rules of an attempt: captured excludes and the scope.
@@ -209,12 +211,18 @@ impl Driver<'_> {
     }
 
     /// The work tree as it was sealed; after a crash from what was kept of it.
+    ///
+    /// The turn does not sync what it writes. A power loss may take the bytes of a file and leave
+    /// its size and times: stat data from before a crash proves nothing of what the turn wrote.
     pub(super) fn sealed_view(&mut self) -> Result<&SealView, Stop> {
         if self.live.sealed.is_none() {
             // Trying again would not bring it back.
-            let file = SealFile::read(&self.session.place.attempt(&self.key))
+            let mut file = SealFile::read(&self.session.place.attempt(&self.key))
                 .map_err(|error| Stop::damaged(super::drive::chain(&error)))?;
-            self.live.sealed = Some(self.view_of(file)?);
+            for entry in file.entries.iter_mut().filter_map(|(_, entry)| entry.as_mut()) {
+                entry.stat_is_proof = false;
+            }
+            self.live.sealed = Some(SealView { of_earlier: true, ..self.view_of(file)? });
         }
         self.live.sealed.as_ref().ok_or_else(|| Failure::bug("a seal without a view").into())
     }
@@ -223,7 +231,7 @@ impl Driver<'_> {
         let mut snapshot = Snapshot::clone(&*self.snapshot()?);
         snapshot.apply(file.entries.iter().cloned());
         let rules = base_rules(&self.session.store, &snapshot)?;
-        Ok(SealView { snapshot, rules, file })
+        Ok(SealView { snapshot, rules, file, of_earlier: false })
     }
 
     /// What of the sealed paths looks otherwise now: for a second look at a scope that was just

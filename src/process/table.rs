@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::base::fault;
 use crate::tx::writer::{HostId, ProcessId};
 
 /// The longest command line that is kept, in characters.
@@ -150,7 +151,7 @@ pub fn this_host() -> HostId {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     HostId {
         machine_id: text("/etc/machine-id"),
-        boot_id: text("/proc/sys/kernel/random/boot_id"),
+        boot_id: fault::boot_id().unwrap_or_else(|| text("/proc/sys/kernel/random/boot_id")),
         pid_namespace: namespace_inode(Path::new("/proc/self/ns/pid")),
         init_start_ticks: read(1).map_or(0, |init| init.id.start_ticks),
     }

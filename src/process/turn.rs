@@ -24,7 +24,7 @@ use super::supervisor::SUPERVISE;
 use super::terminal::{self, Terminal};
 use super::wire::{self, Ended, Ending, News, Order, Plan};
 use super::{Bounds, Command, Output, Request, Requests, Stdin, TurnOver, Unproven, cgroup, table};
-use crate::base::durable;
+use crate::base::{durable, fault};
 use crate::tx::writer::{DeathProof, EndedBy, ProvenDead, TurnResult, WriterRecord};
 
 /// How often the poll callback is asked and the supervisor looked after.
@@ -362,7 +362,7 @@ impl Waiting {
         // Not reaped before this run is over: the pid is its own.
         let id = self.record.supervisor.pid;
         match table::read(id).map(|process| process.state) {
-            Some(b't') => false,
+            Some(b't') => fault::is_traced(),
             Some(b'T') if *stopped_ticks >= STOPPED_TICKS => false,
             Some(b'T') => {
                 *stopped_ticks += 1;
