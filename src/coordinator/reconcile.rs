@@ -77,7 +77,11 @@ pub fn reconcile(
             driver.reconcile_one(again == Some(&attempt.key.execution))?;
         }
         driver.drop_scratch();
-        driver.give_locks_back()?;
+        if let Err(error) = driver.give_locks_back() {
+            // The disk that holds the attempt may hold its locks: the next time tries again.
+            let message = format!("git's locks of {} are left: {}", attempt.key, chain(&error));
+            document.warnings.push(Warning { code: "locks_left".to_owned(), message });
+        }
         document.warnings.extend(notify::tell(&mut driver));
         count(&mut document, from, &attempt.key, &driver.spec, &driver.record.state);
     }
