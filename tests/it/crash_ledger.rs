@@ -176,6 +176,7 @@ fn row_22_corrupt_is_an_error_and_never_reset_in_silence() {
 fn row_22_of_a_newer_version_it_is_read_and_never_written() {
     let lab = Lab::new();
     lab.repo.run(JOB, "echo x > x").exits(0);
+    lab.killed_at("turn_over", &["--execution-id", "stuck"], "echo y > y");
     lab.repo.sql("pragma user_version = 99");
     let ledger = lab.repo.path(".git/worktx/ledger.db");
     let bytes = fs::read(&ledger).expect("readable");
