@@ -56,7 +56,6 @@ pub fn reconcile(
         if let Some(attempt) = session.ledger.attempts(&last)?.first() {
             document.warnings = notify::tell(&mut driver(session, signals, attempt)?);
         }
-        return Ok(document);
     }
     for attempt in unsettled {
         let from = attempt.tag()?;

@@ -70,6 +70,10 @@ pub(super) fn make(record_dir: &Path, supervisor: &ProcessId, leader: &ProcessId
     if parent.split('/').any(|part| part == "..") || !is_ours_to_divide(&mount, &parent) {
         return None;
     }
+    // One that a crash has left here would lose its name by the new note.
+    if noted(record_dir).is_some_and(|left| !left.remove_if_empty()) {
+        return None;
+    }
     // No other process of this boot has both numbers.
     let name = format!("worktx-{}-{}", supervisor.pid, supervisor.start_ticks);
     let path = format!("{}/{name}", parent.trim_end_matches('/'));
@@ -163,6 +167,18 @@ impl Own {
         }
     }
 
+    /// Removes it, unless somebody is in it; whether it is gone.
+    fn remove_if_empty(&self) -> bool {
+        match self.look_twice() {
+            Seen::Gone => true,
+            Seen::Empty => {
+                self.remove();
+                true
+            }
+            Seen::Populated | Seen::Unknown => false,
+        }
+    }
+
     /// As [`look`]; somebody who has just died may be counted for a moment more.
     pub(super) fn look_twice(&self) -> Seen {
         for _ in 0..LOOKS {
@@ -193,14 +209,16 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
 /// `folder`, where nobody is in them any more.
 pub fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let dir = entry.path();
-        let note = fs::read(dir.join(NOTE)).ok();
-        let note = note.and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
-        let own = note.and_then(|note| find(&dir, &note.path));
-        if let Some(own) = own.filter(|own| own.look_twice() == Seen::Empty) {
-            own.remove();
+        if let Some(own) = noted(&entry.path()) {
+            own.remove_if_empty();
         }
     }
+}
+
+/// The cgroup that the note in a record directory names, if it can be seen from here.
+fn noted(record_dir: &Path) -> Option<Own> {
+    let note: Note = serde_json::from_slice(&fs::read(record_dir.join(NOTE)).ok()?).ok()?;
+    find(record_dir, &note.path)
 }
 
 /// Whether the second path is the first, or beneath it.

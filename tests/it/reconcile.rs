@@ -219,3 +219,19 @@ fn nothing_of_a_run_is_left_in_the_temporary_directory() {
     lab.repo.finish(command.env("TMPDIR", &tmp)).exits(0);
     assert_eq!(fs::read_dir(Path::new(&tmp)).expect("readable").count(), 0);
 }
+
+#[test]
+fn a_marker_that_nothing_stands_behind_goes() {
+    let lab = Lab::new();
+    lab.killed_at("turn_over", JOB, "echo x > x");
+    let marker = lab.repo.path(".git/worktx-marker");
+    let text = fs::read(&marker).expect("there, since something is unsettled");
+    lab.repo.call(&["resolve", "job", "--discard"]);
+    lab.repo.call(&["reconcile"]).exits(0);
+    lab.repo.call(&["resolve", "job", "--discard"]).exits(0);
+    assert!(!marker.exists());
+    // A kill between the end of the attempt and the marker's.
+    fs::write(&marker, text).expect("written");
+    lab.repo.call(&["reconcile"]).exits(0);
+    lab.laws();
+}

@@ -260,6 +260,11 @@ impl Repo {
         }
     }
 
+    /// Whether there is a ledger: `sqlite3` would make one.
+    pub fn has_ledger(&self) -> bool {
+        self.path(".git/worktx/ledger.db").exists()
+    }
+
     /// A question to the ledger, by sqlite3.
     #[track_caller]
     pub fn sql(&self, query: &str) -> String {
@@ -282,7 +287,7 @@ impl Repo {
             let fields: Vec<&str> = left.split(' ').collect();
             (right.starts_with("cgroup2 ") && fields[3] == "/").then(|| PathBuf::from(fields[4]))
         });
-        let Some(mount) = mount else { return Vec::new() };
+        let Some(mount) = mount.filter(|_| self.has_ledger()) else { return Vec::new() };
         let named = self.sql(
             "select distinct value from attempt, json_tree(data) where key = 'cgroup' and value is not null",
         );

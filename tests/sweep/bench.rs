@@ -162,6 +162,7 @@ impl Bench {
                 }
             }
             judge.settle();
+            judge.gone(&traced.calls);
             Came::Held { as_ever }
         });
         template.lab.forget_held();

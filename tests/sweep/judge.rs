@@ -5,6 +5,7 @@
 //! A turn's own bytes are held to be written only once it came to its end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::flows::{Before, End, Flow, JOB, Subject};
 use crate::inject::{Fault, Traced};
@@ -91,12 +92,8 @@ impl Judge<'_> {
         self.lab.repo.outside().join(name).exists()
     }
 
-    fn has_ledger(&self) -> bool {
-        self.lab.repo.path(".git/worktx/ledger.db").exists()
-    }
-
     fn of_job(&self, column: &str) -> String {
-        if !self.has_ledger() {
+        if !self.lab.repo.has_ledger() {
             return String::new();
         }
         self.lab.repo.sql(&format!(
@@ -177,6 +174,13 @@ impl Judge<'_> {
         assert_eq!(limbo, "", "settled or quarantined, it says: {said}");
     }
 
+    /// What these calls made outside of the place is gone again.
+    pub fn gone(&self, calls: &[String]) {
+        for path in calls.iter().filter_map(|call| call.split_once("mkdir /")) {
+            assert!(!Path::new(&format!("/{}", path.1)).exists(), "/{} is left", path.1);
+        }
+    }
+
     /// Reconciles, and judges what has become of it.
     pub fn settle(&mut self) {
         if self.mark("ended") {
@@ -210,7 +214,7 @@ impl Judge<'_> {
     }
 
     fn laws(&self) {
-        if self.has_ledger() {
+        if self.lab.repo.has_ledger() {
             self.lab.laws();
             self.pins_stand();
             let settled = self.of_job("settled_at is not null") == "1";
