@@ -63,7 +63,9 @@ impl Tally {
         }
         if self.unseen > 0 {
             let count = self.unseen;
-            lines.push(format!("  in {count} the tree lost bytes of the commit, and git status sees none"));
+            lines.push(format!(
+                "  in {count} the tree lost bytes of the commit, and git status sees none"
+            ));
         }
         for (case, failures) in self.failures.iter().take(SHOWN) {
             lines.push(format!("  {case}: {}", failures.join("; ")));
