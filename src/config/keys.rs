@@ -197,7 +197,8 @@ pub static KEYS: &[Key] = &[
         "on_drift",
         Stricter,
         word!(settings.on_drift, &["leave", "restore", "quarantine"]),
-        "Bytes that appear from the seal on and are nobody's of the attempt. Pinned in any case.",
+        "Bytes that appear from the seal on and are nobody's of the attempt. Pinned in any case. \
+         After a restart of the machine they may be what a power loss left: `leave` then puts back.",
     ),
     key(
         "on_unignored",

@@ -108,7 +108,7 @@ impl Driver<'_> {
                 self.record.drift.push(path.clone());
             }
         }
-        match self.spec.settings.on_drift {
+        match self.on_drift() {
             OnDrift::Quarantine => Err(Stop::Quarantine(QuarantineReason::Drift { paths })),
             OnDrift::Leave => {
                 self.record.warn(

@@ -19,10 +19,11 @@ use super::view::SealView;
 use crate::gate::EmbeddedGate;
 use crate::git::manifest::Snapshot;
 use crate::journal::{Change, LedgerError};
-use crate::process::{Request, Signals, Waiting};
+use crate::process::{self, Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, Oid, Pin, RefName};
 use crate::tx::record::AttemptRecord;
+use crate::tx::settings::OnDrift;
 use crate::tx::state::{Effect, TxEvent, TxState};
 use crate::tx::verdict::{Row, Status};
 
@@ -237,6 +238,20 @@ impl Driver<'_> {
     /// How long a lock or an answer is waited for.
     pub const fn bound(&self) -> Duration {
         Duration::from_millis(self.spec.settings.bound_ms)
+    }
+
+    /// Whether the machine was started anew since the attempt began.
+    pub fn crossed_boot(&self) -> bool {
+        self.spec.boot_id != process::this_host().boot_id
+    }
+
+    /// What is done with bytes that are nobody's of the attempt. After another boot they may be
+    /// what a power loss left of the turn's, which are not synced: they are not left in its place.
+    pub fn on_drift(&self) -> OnDrift {
+        match self.spec.settings.on_drift {
+            OnDrift::Leave if self.crossed_boot() => OnDrift::Restore,
+            set => set,
+        }
     }
 
     /// The time by which everything up to the gate must be done.

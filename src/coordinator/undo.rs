@@ -109,7 +109,7 @@ impl Driver<'_> {
             &too_large,
             &base_rules,
             base_pin_tree,
-            self.spec.settings.on_drift,
+            self.on_drift(),
         )?;
         if begun_before {
             // A run that was killed may have put back what this one found in order, unsynced.
@@ -132,7 +132,7 @@ impl Driver<'_> {
             }
         }
         if !self.record.drift.is_empty() {
-            match self.spec.settings.on_drift {
+            match self.on_drift() {
                 OnDrift::Quarantine => {
                     let paths = self.record.drift.clone();
                     return Err(Stop::Quarantine(QuarantineReason::Drift { paths }));

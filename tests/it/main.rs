@@ -27,6 +27,7 @@ mod crash_turn;
 mod edges;
 mod lab;
 mod operator;
+mod power_loss;
 mod readers;
 mod reconcile;
 mod resolve;
