@@ -415,21 +415,22 @@ fn row_09_killed_at_every_recorded_step() {
     let own = "git add -A; git commit -qm own; echo later > later";
     let (pass, fail) = (["--check", "true"], ["--check", "echo litter > litter; exit 1"]);
     let kinds = [
-        (WORK.to_owned(), &pass[..]),
-        (WORK.to_owned(), &fail[..]),
-        (WRECK.to_owned(), &[]),
-        (format!("{WORK}; {own}"), &pass[..]),
-        (format!("{WORK}; {own}; exit 3"), &[]),
-        ("true".to_owned(), &pass[..]),
+        (WORK.to_owned(), &pass[..], "tree"),
+        (WORK.to_owned(), &fail[..], "tree"),
+        (WORK.to_owned(), &fail[..], "checkout"),
+        (WRECK.to_owned(), &[], "tree"),
+        (format!("{WORK}; {own}"), &pass[..], "checkout"),
+        (format!("{WORK}; {own}; exit 3"), &[], "tree"),
+        ("true".to_owned(), &pass[..], "tree"),
     ];
     // Points of telling an operator and of an operator's own decision: `operator.rs`, `resolve.rs`.
     let elsewhere = ["to_be_told", "told", "kept_pinned"];
     for point in every_point().into_iter().filter(|p| !elsewhere.contains(&p.as_str())) {
         let mut met = 0;
-        for (script, options) in &kinds {
-            let view = if point == "checkout_written" { "checkout" } else { "tree" };
-            let mut lab = Lab::with_settings(&format!("[post_check]\nview = '{view}'"));
+        for (script, options, view) in &kinds {
+            let mut lab = Lab::new();
             let mut command = lab.repo.run_command(&[JOB, options].concat(), script);
+            command.env("WORKTX_POST_CHECK_VIEW", view);
             let ran = lab.repo.finish(command.env("WORKTX_FAULT", &point));
             if ran.code != -9 {
                 assert!([0, 10, 11].contains(&ran.code), "{point}: {}", ran.stderr);
