@@ -289,15 +289,16 @@ fn a_success_that_the_turn_committed_itself_is_past_when_others_build_on_it() {
     lab.laws();
 }
 
-/// A writer of which nobody can say whether it lives: another container on the same machine.
+/// A writer of which nobody can say whether it lives: another container on the same machine, and
+/// no cgroup whose end would prove it.
 fn unproven() -> Lab {
     let mut lab = Lab::new();
     lab.hold("x\n");
     lab.hold("changed\n");
     lab.killed_at("turn_over", JOB, WORK);
     lab.repo.sql(
-        "update attempt set data = json_set(data, '$.state.turn.host.pid_namespace', 1) \
-         where execution_id = 'job'",
+        "update attempt set data = json_remove(json_set(data, '$.state.turn.host.pid_namespace', 1), \
+         '$.state.turn.cgroup') where execution_id = 'job'",
     );
     lab.reconcile();
     assert_eq!(lab.state("job", 1).1, "writer_unproven");
