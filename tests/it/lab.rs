@@ -303,8 +303,8 @@ impl Lab {
         }
         let refs = repo.git(&["for-each-ref", "--format=%(objectname) %(refname)"]);
         assert!(!refs.lines().any(|line| line.ends_with(".lock")), "{refs}");
-        let ids: String = refs.lines().map(|line| format!("{}\n", &line[..40])).collect();
-        let found = self.fed(&["cat-file", "--batch-check"], ids.as_bytes());
+        let ids: Vec<&str> = refs.lines().map(|line| &line[..40]).collect();
+        let found = self.fed(&["cat-file", "--batch-check"], ids.join("\n").as_bytes());
         assert!(!found.contains("missing"), "{refs}\n{found}");
     }
 

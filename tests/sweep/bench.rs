@@ -13,7 +13,7 @@ use std::process::Command;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::flows::{FLOWS, Flow};
+use crate::flows::{FLOWS, Flow, JOB};
 use crate::inject::{self, Fault, Traced};
 use crate::judge::{Judge, Known, Sight};
 use crate::lab::Lab;
@@ -21,6 +21,9 @@ use crate::support::{Repo, WORKTX};
 
 /// Older than this a change is told from a look by the clock of files.
 const COARSE: i64 = 20_000_000;
+
+/// How often a case is tried that fails by bad luck.
+const TRIES: u32 = 3;
 
 /// One case: a fault at a point of a flow, and perhaps a second one in the reconcile after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,8 +134,37 @@ impl Bench {
         Template { lab, copy, known, calls: traced.calls, before_turn: traced.before_turn }
     }
 
-    /// Tries one case.
+    /// Tries one case. Two things come of being traced, and of what else goes on in a machine: a
+    /// coordinator gives up a supervisor that it sees stopped by a tracer, and a process that
+    /// nothing explains takes a proof of death away. What fails with such a reason is tried again:
+    /// a bug fails each time.
     pub fn try_one(&mut self, case: &Case) -> Came {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let came = self.try_once(case);
+            let again = matches!(came, Came::Broken { .. }) && tries < TRIES && self.unlucky();
+            if !again {
+                return came;
+            }
+        }
+    }
+
+    fn unlucky(&self) -> bool {
+        let ledger = self.place().join("repo/.git/worktx/ledger.db");
+        // Asked for a ledger that is not there, sqlite3 would make one.
+        if !ledger.exists() {
+            return false;
+        }
+        let query = format!(
+            "select count(*) from attempt where execution_id = '{JOB}' and
+             json_extract(outcome, '$.reason') in ('interrupted', 'writer_unproven')"
+        );
+        let asked = Command::new("sqlite3").args([ledger.as_os_str(), query.as_ref()]).output();
+        asked.is_ok_and(|said| said.stdout != b"0\n")
+    }
+
+    fn try_once(&mut self, case: &Case) -> Came {
         let place = self.place();
         let keep = self.keep;
         let mut calls = Vec::new();
@@ -162,7 +194,7 @@ impl Bench {
                 }
             }
             judge.settle();
-            judge.gone(&traced.calls);
+            Judge::gone(&traced.calls);
             Came::Held { as_ever }
         });
         template.lab.forget_held();

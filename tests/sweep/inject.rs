@@ -34,7 +34,7 @@ use crate::ptrace::{self, Registers};
 pub const BECOME: &str = "__behind-the-filter";
 
 /// Longer than any run takes that goes on by itself.
-const BOUND: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_mins(2);
 
 /// What happens at the N-th call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +129,7 @@ pub fn run(
             }
         })
     };
-    let traced = tracer.to_the_end();
+    let traced = tracer.follow();
     drop(over);
     let watched = watch.join();
     traced?;
@@ -187,7 +187,7 @@ struct Tracer {
 }
 
 impl Tracer {
-    fn to_the_end(&mut self) -> io::Result<()> {
+    fn follow(&mut self) -> io::Result<()> {
         // It stops itself before it enters the filter, so that nothing of it is missed.
         ptrace::seize(self.root)?;
         let pid = Pid::from_raw(self.root).ok_or(io::ErrorKind::InvalidInput)?;
@@ -334,7 +334,10 @@ impl Tracer {
             }
             Fault::KillCoordinator if first => {
                 self.hit = true;
-                kill(self.root);
+                // Where it is over already its number may be another's.
+                if self.status.is_none() {
+                    kill(self.root);
+                }
             }
             Fault::Once(errno) if first => {
                 self.hit = true;

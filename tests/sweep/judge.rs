@@ -175,7 +175,7 @@ impl Judge<'_> {
     }
 
     /// What these calls made outside of the place is gone again.
-    pub fn gone(&self, calls: &[String]) {
+    pub fn gone(calls: &[String]) {
         for path in calls.iter().filter_map(|call| call.split_once("mkdir /")) {
             assert!(!Path::new(&format!("/{}", path.1)).exists(), "/{} is left", path.1);
         }

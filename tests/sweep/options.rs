@@ -86,7 +86,8 @@ impl Options {
         };
         let (mut list, mut ignored, mut filters) = (false, false, Vec::new());
         while let Some(word) = words.next() {
-            let word = word.into_string().map_err(|word| format!("not text: {word:?}"))?;
+            let word =
+                word.into_string().map_err(|word| format!("not text: {}", word.display()))?;
             let (word, glued) = match word.split_once('=') {
                 Some((word, value)) => (word.to_owned(), Some(value.to_owned())),
                 None => (word, None),

@@ -19,5 +19,5 @@ pub fn keep() {
 
 /// What the last panic of this thread said.
 pub fn last() -> String {
-    LAST.with(|last| last.take())
+    LAST.with(RefCell::take)
 }
