@@ -239,7 +239,7 @@ mod tests {
         let mut names: Vec<String> = std::fs::read_dir(folder)
             .expect("readable")
             .map(|entry| entry.expect("readable").file_name().into_string().expect("text"))
-            .filter(|name| name.ends_with(".pack"))
+            .filter(|name| Path::new(name).extension().is_some_and(|end| end == "pack"))
             .collect();
         names.sort();
         names

@@ -126,12 +126,12 @@ impl Life {
     }
 
     pub fn worktx(&self, args: &[&str]) -> (i32, String) {
-        said(self.command(WORKTX).args(args).output().expect("it starts"))
+        said(&self.command(WORKTX).args(args).output().expect("it starts"))
     }
 
     #[track_caller]
     pub fn git(&self, args: &[&str]) -> String {
-        let (code, text) = said(self.command("git").args(args).output().expect("git starts"));
+        let (code, text) = said(&self.command("git").args(args).output().expect("git starts"));
         assert_eq!(code, 0, "git {args:?}: {text}");
         text.trim_end().to_owned()
     }
@@ -140,7 +140,7 @@ impl Life {
     pub fn sql(&self, query: &str) -> String {
         let mut command = self.command("sqlite3");
         command.arg(self.root.join(".git/worktx/ledger.db")).arg(query);
-        let (code, text) = said(command.output().expect("sqlite3 starts"));
+        let (code, text) = said(&command.output().expect("sqlite3 starts"));
         assert_eq!(code, 0, "{query}: {text}");
         text.trim_end().to_owned()
     }
@@ -162,9 +162,9 @@ impl Life {
         command.args(["run", "--wait", "120s", "--execution-id", &id]);
         command.args(kind.options()).args(["--", "sh", "-c", &script]);
         let kill = self.random.below(2) == 0;
-        let name = self.name(kind);
+        let name = name_of(kind);
         let usual = self.took.get(name).copied().unwrap_or(Duration::from_millis(80));
-        let delay = usual.mul_f64(self.random.below(1100) as f64 / 1000.0);
+        let delay = usual * u32::try_from(self.random.below(1100)).expect("small") / 1000;
         let flavour = self.random.below(3);
         let begun = Instant::now();
         // Not into a pipe: what outlives the coordinator would hold it open.
@@ -202,15 +202,6 @@ impl Life {
             "attempt {n}, {kind:?}, {code}: the tree is not the branch's\n{text}"
         );
     }
-
-    fn name(&self, kind: Kind) -> &'static str {
-        match kind {
-            Kind::Rejected | Kind::CheckLitters => "check",
-            Kind::TimesOut => "timeout",
-            Kind::OwnCommits | Kind::OwnCommitsFails | Kind::BranchMoved => "git",
-            Kind::Cancelled => "cancelled",
-            _ => "plain",
-        }
     }
 
     /// Somebody comes: an operator, the next run, or the same execution again.
@@ -273,7 +264,7 @@ impl Life {
     fn tidy_up(&self, n: u64) {
         let script = "chmod 644 README.md; rm -f pipe; git add -A; git diff --cached --quiet || git commit -qm kept";
         let (code, text) =
-            said(self.command("sh").args(["-c", script]).output().expect("it starts"));
+            said(&self.command("sh").args(["-c", script]).output().expect("it starts"));
         assert_eq!(code, 0, "attempt {n}: {text}");
     }
 
@@ -297,7 +288,17 @@ impl Life {
     }
 }
 
-fn said(output: Output) -> (i32, String) {
+/// Kinds that take about the same time.
+fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Rejected | Kind::CheckLitters => "check",
+        Kind::TimesOut => "timeout",
+        Kind::OwnCommits | Kind::OwnCommitsFails | Kind::BranchMoved => "git",
+        Kind::Cancelled => "cancelled",
+        _ => "plain",
+    }
+
+fn said(output: &Output) -> (i32, String) {
     let code = output.status.code().unwrap_or_else(|| -output.status.signal().unwrap_or_default());
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     if code != 0 {
