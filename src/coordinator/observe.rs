@@ -66,11 +66,22 @@ pub(super) fn fingerprint(session: &Session, spec: &AttemptSpec) -> Result<Finge
         .map_err(Failure::other("looking at the work tree"))?;
     let mut hash = Sha256::new();
     for change in scan.changes {
+        let raw = match &change.after {
+            Some(found) => Some(
+                scan::raw_id(&session.root, &change.path, found, |_| {})
+                    .map_err(Failure::other("looking at the work tree"))?,
+            ),
+            None => None,
+        };
+        // By what stands there: a `touch` or a restored backup changes times and inodes only.
+        if let (Some(before), Some(found), Some(raw)) = (&change.before, &change.after, &raw)
+            && (before.kind, before.stat.mode, before.raw) == (found.kind, found.stat.mode, raw.oid)
+        {
+            continue;
+        }
         hash.update(change.path.as_bytes());
         hash.update([0]);
-        if let Some(found) = &change.after {
-            let raw = scan::raw_id(&session.root, &change.path, found, |_| {})
-                .map_err(Failure::other("looking at the work tree"))?;
+        if let (Some(found), Some(raw)) = (&change.after, raw) {
             hash.update(format!("{:?} {:o} {}", found.kind, found.stat.mode, raw.oid));
         }
         hash.update([0]);

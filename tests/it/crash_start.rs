@@ -183,3 +183,19 @@ fn row_13_attempt_two_starts_when_the_writer_of_the_first_is_dead() {
         lab.laws();
     }
 }
+
+#[test]
+fn row_13_what_was_only_touched_is_no_repair() {
+    let lab = Lab::new();
+    lab.killed_at("turn_over", JOB, "echo x > x");
+    lab.reconcile();
+    // Other times and another inode, the same bytes: as after a restored backup.
+    for path in ["README.md", "x", "notes.txt"] {
+        let copy = lab.repo.path("copy");
+        fs::copy(lab.repo.path(path), &copy).expect("copied");
+        fs::rename(copy, lab.repo.path(path)).expect("renamed");
+    }
+    let again = lab.repo.run(JOB, "test ! -e x && echo ok > ok").exits(0).json();
+    assert_eq!(again["attempt"], 2);
+    lab.laws();
+}
