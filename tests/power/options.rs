@@ -32,6 +32,8 @@ pub enum Method {
 pub struct Options {
     pub full: bool,
     pub list: bool,
+    /// The figures of `docs/durability.md` are wanted.
+    pub syncs: bool,
     pub keep: bool,
     /// A kept recording, of which one case is tried again.
     pub repeat: Option<PathBuf>,
@@ -59,6 +61,7 @@ cargo test --test power -- [OPTIONS] [FLOW...]
   --sample N         how many states of each flow, without --full (40)
   --jobs N           how many flows at once (as many as there are processors)
   --list             the flows
+  --syncs            how often each flow syncs, and for what
 
 One case again, as a failure names it:
   --repeat FILE --at N --state STATE [--keep]
@@ -75,6 +78,7 @@ impl Options {
             match arg.as_str() {
                 "--full" => options.full = true,
                 "--list" => options.list = true,
+                "--syncs" => options.syncs = true,
                 "--keep" => options.keep = true,
                 "--every" => options.every = true,
                 "--repeat" => options.repeat = Some(value()?.into()),
