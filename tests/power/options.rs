@@ -13,7 +13,7 @@ use crate::replay::Extent;
 /// The flows of a plain `cargo test`, and how many states of each.
 const SAMPLE: (usize, usize) = (4, 40);
 /// Random states of either kind at each moment of a full run.
-const SEEDS: u64 = 2;
+const SEEDS: u64 = 1;
 /// In a full run a flow is cut at each of these many calls, and at every point.
 const STRIDE: usize = 4;
 /// How many cuts a plain `cargo test` makes.
@@ -55,7 +55,7 @@ cargo test --test power -- [OPTIONS] [FLOW...]
 
   --full             every moment of every flow; without it a sample
   --only METHOD      replay or cut
-  --seeds N          random states of either kind at each moment (2)
+  --seeds N          random states of either kind at each moment (1)
   --every            cut at every sync, rename, link and unlink, not at every fourth
   --fs KIND          ext4 or xfs
   --sample N         how many states of each flow, without --full (40)
