@@ -195,13 +195,38 @@ impl Life {
         }
         *self.ended.entry(format!("{code}")).or_default() += 1;
         if code < 0 || code == 20 {
+            let cgroups = self.cgroups(&id);
+            if cgroups.iter().any(|path| path.exists()) {
+                *self.killed.entry("whose cgroup was left".to_owned()).or_default() += 1;
+            }
             self.settle(n, &id, kind);
+            let left: Vec<_> = cgroups.iter().filter(|path| path.exists()).collect();
+            assert!(left.is_empty(), "attempt {n}, {kind:?}: cgroups are left: {left:?}");
         }
         let status = self.git(&["status", "--porcelain"]);
         assert_eq!(
             status, "",
             "attempt {n}, {kind:?}, {code}: the tree is not the branch's\n{text}"
         );
+    }
+
+    /// The cgroups that attempts of an execution were given, by their notes.
+    fn cgroups(&self, id: &str) -> Vec<PathBuf> {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+        let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let Some(mount) = mount
+            .filter(|words| words.get(2) == Some(&"cgroup2"))
+            .find_map(|words| words.get(1).map(PathBuf::from))
+        else {
+            return Vec::new();
+        };
+        crate::judge::files(&self.root.join(".git/worktx/attempts").join(id))
+            .iter()
+            .filter(|path| path.ends_with("cgroup.json"))
+            .filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok())
+            .filter_map(|note: serde_json::Value| Some(note["path"].as_str()?.to_owned()))
+            .map(|path| mount.join(path.trim_start_matches('/')))
+            .collect()
     }
 
     /// Somebody comes: an operator, the next run, or the same execution again.
