@@ -26,7 +26,7 @@ use crate::git::index_known;
 use crate::git::locks::{self, LockError};
 use crate::git::promote::{self, Move};
 use crate::git::refs::Head;
-use crate::git::restore::{self, Restore, RestoreReport};
+use crate::git::restore::{self, Restore, RestoreError, RestoreReport};
 use crate::git::rules::{BaseRules, Source, View};
 use crate::git::scan::{NewDirectories, ScanError};
 use crate::git::spill::Spill;
@@ -288,6 +288,7 @@ impl Driver<'_> {
             self.record.warn("mount_left", text);
         }
         if plan.steps.is_empty() && plan.blocked.is_empty() && !self.has_temporary() {
+            restore::sync_same(self.session.root.handle(), &plan).map_err(restore_stop)?;
             return Ok(RestoreReport::default());
         }
         let base_view = RefCell::new(View::new(&rules, Source::Base(rules_of)));
@@ -329,12 +330,7 @@ impl Driver<'_> {
                 spill: &mut spill,
                 plain_renames: false,
             };
-            let report = restore::restore(&plan, &mut on).map_err(|error| {
-                Stop::Quarantine(QuarantineReason::RestoreBlocked {
-                    paths: Vec::new(),
-                    why: super::drive::chain(&error),
-                })
-            })?;
+            let report = restore::restore(&plan, &mut on).map_err(restore_stop)?;
             if report.blocked.is_empty() || tries == TRIES {
                 break report;
             }
@@ -422,6 +418,11 @@ impl Driver<'_> {
         self.leave_trace();
         Ok(())
     }
+}
+
+fn restore_stop(error: RestoreError) -> Stop {
+    let why = super::drive::chain(&error);
+    Stop::Quarantine(QuarantineReason::RestoreBlocked { paths: Vec::new(), why })
 }
 
 /// `[code] message`, as the platform folds it.

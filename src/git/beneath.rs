@@ -249,6 +249,22 @@ impl<'a> Beneath<'a> {
         }
     }
 
+    /// As [`Beneath::changed`], for what somebody else may have made: its name too, and those of
+    /// the directories on its way.
+    pub(super) fn made_by_others(&self, path: &RepoPath) {
+        let mut above = path.parent();
+        while !self.changed.beyond.get() {
+            let is_root = above.is_none();
+            let next = above.as_ref().and_then(RepoPath::parent);
+            self.changed.note(above);
+            if is_root {
+                break;
+            }
+            above = next;
+        }
+        self.changed(path);
+    }
+
     /// Notes that not everything that changed is known path by path.
     pub(super) fn changed_more(&self) {
         self.changed.beyond.set(true);

@@ -201,6 +201,19 @@ pub fn set_root_mode(root: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes durable what holds the base's bytes already: see [`UndoPlan::same`].
+///
+/// # Errors
+/// What the system said. It is final: what could not be written may be dropped.
+pub fn sync_same(root: BorrowedFd<'_>, plan: &UndoPlan) -> Result<(), RestoreError> {
+    if plan.same.is_empty() {
+        return Ok(());
+    }
+    let beneath = Beneath::new(root);
+    plan.same.iter().for_each(|path| beneath.made_by_others(path));
+    beneath.sync().map_err(|e| RestoreError::Sync(e.into()))
+}
+
 /// Carries the plan out. What could not be brought back is in the report; an error means that
 /// the run stopped in between. Either way it can be run again, with the same plan or a new one.
 pub fn restore(plan: &UndoPlan, on: &mut Restore<'_>) -> Result<RestoreReport, RestoreError> {

@@ -107,6 +107,9 @@ pub struct UndoPlan {
     pub blocked: Vec<BlockedPath>,
     /// Mounts that the turn made and that stand in nobody's way: left as they are.
     pub left: Vec<RepoPath>,
+    /// Files and links that hold what the base has, and were written or made anew meanwhile, by
+    /// somebody who need not have synced them.
+    pub same: Vec<RepoPath>,
 }
 
 impl UndoPlan {
@@ -143,7 +146,7 @@ pub fn plan(proof: ProvenDead, changes: Vec<Change>, rules: &Rules<'_>) -> UndoP
     }
     let mut sorter =
         Sorter { rules, needed, removals: vec![], makes: vec![], puts: vec![], modes: vec![] };
-    let mut plan = UndoPlan { proof, steps: vec![], blocked: vec![], left: vec![] };
+    let mut plan = UndoPlan { proof, steps: vec![], blocked: vec![], left: vec![], same: vec![] };
     for change in changes {
         if (rules.survives)(&change.path) || sorter.is_inside_spilled(&change) {
             continue;
@@ -241,7 +244,12 @@ impl Sorter<'_> {
             if !same_bytes || (shared && !same_mode_and_owner(&base, found)) {
                 let spill = self.rules.too_large.contains(&path);
                 self.bring_back(path, base, spill, plan);
-            } else if base.kind != Kind::Symlink && !same_mode_and_owner(&base, found) {
+                return;
+            }
+            if matches!(base.kind, Kind::File | Kind::Symlink) {
+                plan.same.push(path.clone());
+            }
+            if base.kind != Kind::Symlink && !same_mode_and_owner(&base, found) {
                 self.modes.push(Step::Mode { path, base });
             }
             return;
@@ -384,6 +392,7 @@ mod tests {
             &[],
         );
         assert_eq!(shown(&plan), ["put x", "mode m"]);
+        assert_eq!(plan.same, [path("same"), path("m")], "written by who need not have synced");
     }
 
     #[test]

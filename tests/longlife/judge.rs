@@ -51,7 +51,7 @@ pub fn laws(life: &Life) {
     let limbo = "select count(*) from attempt where settled_at is null";
     assert_eq!(life.sql(limbo), "0");
     let before = picture(life);
-    let (code, text) = life.worktx(&["reconcile", "--json"]);
+    let (code, text) = life.call(&["reconcile", "--json"]);
     assert_eq!(code, 0, "{text}");
     assert_eq!(picture(life), before, "a second reconcile changed something");
     // Nobody is left.
@@ -77,7 +77,7 @@ fn picture(life: &Life) -> [String; 4] {
 
 /// Everything that an attempt leaves for a while, or by mistake.
 pub fn nothing_piled_up(life: &Life) {
-    let (code, text) = life.worktx(&["gc"]);
+    let (code, text) = life.call(&["gc"]);
     assert_eq!(code, 0, "{text}");
     let git = life.root.join(".git");
     let attempts = life.sql("select execution_id || '/' || attempt from attempt");
@@ -151,7 +151,7 @@ pub fn times(life: &Life) -> [Duration; 3] {
         let mut times: Vec<Duration> = (0..9)
             .map(|_| {
                 let begun = Instant::now();
-                let (code, text) = life.worktx(args);
+                let (code, text) = life.call(args);
                 assert_eq!(code, 0, "{text}");
                 begun.elapsed()
             })
@@ -193,7 +193,7 @@ fn folders(root: &Path, depth: usize) -> Vec<PathBuf> {
 }
 
 /// Every file beneath a folder.
-fn files(root: &Path) -> Vec<PathBuf> {
+pub fn files(root: &Path) -> Vec<PathBuf> {
     let mut todo = vec![root.to_owned()];
     let mut all = Vec::new();
     while let Some(dir) = todo.pop() {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -15,9 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::turns::Kind;
-
-/// The binary under test.
-pub const WORKTX: &str = env!("CARGO_BIN_EXE_worktx");
 
 /// How many settled attempts gc keeps.
 pub const KEPT: u64 = 60;
@@ -47,6 +45,8 @@ pub struct Life {
     _dir: Option<tempfile::TempDir>,
     pub outside: PathBuf,
     pub root: PathBuf,
+    /// The binary under test.
+    worktx: String,
     random: Random,
     /// How long a turn of each kind took the last time that it was let live.
     took: HashMap<&'static str, Duration>,
@@ -59,7 +59,7 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn new(dir: &Path, random: Random, keep: bool) -> Self {
+    pub fn new(dir: &Path, worktx: &Path, random: Random, keep: bool) -> Self {
         let dir =
             tempfile::Builder::new().prefix("worktx-life-").tempdir_in(dir).expect("a folder");
         let outside = dir.path().canonicalize().expect("there");
@@ -80,7 +80,7 @@ impl Life {
         );
         make(
             &outside.join("home/.config/worktx/config.toml"),
-            &format!("grace = \"300ms\"\nbound = \"10s\"\n[gc]\nattempts = {KEPT}\n"),
+            &format!("grace = \"300ms\"\nbound = \"2s\"\n[gc]\nattempts = {KEPT}\n"),
         );
         for n in 0..12 {
             make(&root.join(format!("src/f{n}")), &format!("{n}\n"));
@@ -95,6 +95,7 @@ impl Life {
             _dir: dir,
             outside,
             root,
+            worktx: worktx.canonicalize().expect("there").to_str().expect("text").to_owned(),
             random,
             took: HashMap::new(),
             held: VecDeque::new(),
@@ -117,7 +118,7 @@ impl Life {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.outside.join("home"))
             .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("WORKTX", WORKTX)
+            .env("WORKTX", &self.worktx)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -125,8 +126,8 @@ impl Life {
         command
     }
 
-    pub fn worktx(&self, args: &[&str]) -> (i32, String) {
-        said(&self.command(WORKTX).args(args).output().expect("it starts"))
+    pub fn call(&self, args: &[&str]) -> (i32, String) {
+        said(&self.command(&self.worktx).args(args).output().expect("it starts"))
     }
 
     #[track_caller]
@@ -148,7 +149,7 @@ impl Life {
     /// An execution that is done: asked for again it runs nothing, but settles first.
     fn probe(&self) {
         let args = ["run", "--wait", "120s", "--execution-id", "probe", "--no-post-check"];
-        let (code, text) = self.worktx(&[&args[..], &["--", "true"]].concat());
+        let (code, text) = self.call(&[&args[..], &["--", "true"]].concat());
         assert_eq!(code, 0, "{text}");
     }
 
@@ -158,7 +159,7 @@ impl Life {
         let kind = Kind::any(&mut self.random);
         let script = kind.script(n, &mut self.random);
         let id = format!("life-{n}");
-        let mut command = self.command(WORKTX);
+        let mut command = self.command(&self.worktx);
         command.args(["run", "--wait", "120s", "--execution-id", &id]);
         command.args(kind.options()).args(["--", "sh", "-c", &script]);
         let kill = self.random.below(2) == 0;
@@ -194,7 +195,7 @@ impl Life {
         }
         *self.ended.entry(format!("{code}")).or_default() += 1;
         if code < 0 || code == 20 {
-            self.settle(n, &id);
+            self.settle(n, &id, kind);
         }
         let status = self.git(&["status", "--porcelain"]);
         assert_eq!(
@@ -202,15 +203,14 @@ impl Life {
             "attempt {n}, {kind:?}, {code}: the tree is not the branch's\n{text}"
         );
     }
-    }
 
     /// Somebody comes: an operator, the next run, or the same execution again.
-    fn settle(&mut self, n: u64, id: &str) {
+    fn settle(&mut self, n: u64, id: &str, kind: Kind) {
         let way = self.random.below(3);
         match way {
             0 => {
                 // Busy while the supervisor still ends the turn.
-                if self.worktx(&["reconcile"]).0 == 1 {
+                if self.call(&["reconcile"]).0 == 1 {
                     self.probe();
                 }
             }
@@ -218,10 +218,11 @@ impl Life {
             _ => {
                 let script = format!("echo again {n} > tokens/{}", n % 16);
                 let args = ["run", "--wait", "120s", "--execution-id", id, "--no-post-check"];
-                let (code, text) = self.worktx(&[&args[..], &["--", "sh", "-c", &script]].concat());
+                let (code, text) = self.call(&[&args[..], &["--", "sh", "-c", &script]].concat());
                 assert!([0, 13, 21].contains(&code), "attempt {n} again: {code} {text}");
             }
         }
+        self.clear_locks_of_a_killed_git(n, kind);
         let query = "select execution_id, attempt, state, coalesce(json_extract(outcome, '$.reason'), '') \
                      from attempt where settled_at is null";
         for line in self.sql(query).lines() {
@@ -232,6 +233,28 @@ impl Life {
             self.decide(n, execution, reason);
         }
         assert_eq!(self.sql(query), "", "attempt {n}: settled by nobody");
+    }
+
+    /// A git of the turn that was killed leaves its locks. They are not worktx's to remove: an
+    /// operator does, who has seen that nobody lives.
+    fn clear_locks_of_a_killed_git(&mut self, n: u64, kind: Kind) {
+        let inode = |path: &Path| fs::symlink_metadata(path).map(|meta| meta.ino()).ok();
+        let git = self.root.join(".git");
+        let prepared: Vec<u64> = crate::judge::files(&git.join("worktx/prepared"))
+            .iter()
+            .filter_map(|path| inode(path))
+            .collect();
+        for lock in ["HEAD.lock", "refs/heads/main.lock", "index.lock"].map(|name| git.join(name)) {
+            let Some(found) = inode(&lock) else { continue };
+            if prepared.contains(&found) {
+                continue;
+            }
+            assert!(kind.runs_git(), "attempt {n}, {kind:?}: whose is {}?", lock.display());
+            let living = self.processes();
+            assert!(living.is_empty(), "attempt {n}, {kind:?}: somebody lives: {living:?}");
+            fs::remove_file(&lock).expect("removed");
+            *self.settled.entry("lock of a killed git, removed".to_owned()).or_default() += 1;
+        }
     }
 
     fn decide(&mut self, n: u64, execution: &str, reason: &str) {
@@ -247,7 +270,7 @@ impl Life {
         let first = how[usize::try_from(self.random.below(3)).unwrap_or(0)];
         for choice in [first, "--discard", "--adopt"] {
             let args = [&["resolve", execution, choice], &more[..]].concat();
-            let (code, text) = self.worktx(&args);
+            let (code, text) = self.call(&args);
             if code == 0 {
                 *self.settled.entry(format!("{reason}, {}", &choice[2..])).or_default() += 1;
                 if choice == "--keep" {
@@ -297,6 +320,7 @@ fn name_of(kind: Kind) -> &'static str {
         Kind::Cancelled => "cancelled",
         _ => "plain",
     }
+}
 
 fn said(output: &Output) -> (i32, String) {
     let code = output.status.code().unwrap_or_else(|| -output.status.signal().unwrap_or_default());

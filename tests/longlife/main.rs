@@ -3,7 +3,7 @@
 //! ```text
 //! cargo test --test longlife                                          a short one
 //! cargo test --release --test longlife -- --attempts 10000            a long one
-//!     [--seed N] [--minutes M] [--dir DIR] [--keep]
+//!     [--seed N] [--minutes M] [--dir DIR] [--worktx FILE] [--keep]
 //! ```
 //!
 //! Kills are real signals: to the coordinator, to it and its supervisor, or to all of the turn.
@@ -36,6 +36,7 @@ struct Options {
     seed: u64,
     minutes: Option<u64>,
     dir: PathBuf,
+    worktx: PathBuf,
     keep: bool,
 }
 
@@ -50,7 +51,7 @@ fn main() {
         None => None,
     };
     println!("longlife: {} attempts, --seed {}", options.attempts, options.seed);
-    let mut life = Life::new(&options.dir, Random(options.seed), options.keep);
+    let mut life = Life::new(&options.dir, &options.worktx, Random(options.seed), options.keep);
     let begun = Instant::now();
     let every = (options.attempts / 50).max(20);
     let mut start = None;
@@ -100,6 +101,7 @@ fn options(args: Vec<String>) -> Option<Options> {
         seed: clock.map_or(1, |time| u64::from(time.subsec_nanos())),
         minutes: None,
         dir: if shared.is_dir() { shared } else { std::env::temp_dir() },
+        worktx: env!("CARGO_BIN_EXE_worktx").into(),
         keep: false,
     };
     let mut args = args.into_iter();
@@ -110,6 +112,7 @@ fn options(args: Vec<String>) -> Option<Options> {
             "--seed" => options.seed = number().expect("--seed takes a number"),
             "--minutes" => options.minutes = Some(number().expect("--minutes takes a number")),
             "--dir" => options.dir = args.next().expect("--dir takes a folder").into(),
+            "--worktx" => options.worktx = args.next().expect("--worktx takes a file").into(),
             "--keep" => options.keep = true,
             "--list" | "--ignored" => return None,
             flag if flag.starts_with('-') => {}

@@ -68,6 +68,11 @@ impl Kind {
         !matches!(self, Self::Nothing | Self::TimesOut)
     }
 
+    /// Whether its command runs git, which may be killed with a lock in its hand.
+    pub const fn runs_git(self) -> bool {
+        matches!(self, Self::OwnCommits | Self::OwnCommitsFails | Self::BranchMoved)
+    }
+
     /// Options of `run`.
     pub const fn options(self) -> &'static [&'static str] {
         match self {

@@ -41,6 +41,7 @@ mod saved;
 mod shutdown;
 #[path = "../it/support.rs"]
 mod support;
+mod syncs;
 mod tally;
 mod tracer;
 
@@ -95,6 +96,18 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    if options.syncs {
+        return match syncs_of(&options.flows()) {
+            Ok(table) => {
+                println!("{table}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if let Some(file) = &options.repeat {
         return repeat(&options, file);
     }
@@ -125,6 +138,12 @@ fn main() -> ExitCode {
     let failed = failed.into_inner();
     println!("{} passed, {failed} failed", jobs.len() - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn syncs_of(flows: &[&Flow]) -> io::Result<String> {
+    let record = |flow: &&Flow| Ok((flow.name, flow.record()?));
+    let recorded = flows.iter().map(record).collect::<io::Result<Vec<_>>>()?;
+    Ok(syncs::table(&recorded))
 }
 
 fn name(job: Job) -> String {

@@ -13,7 +13,7 @@ use crate::replay::Extent;
 /// The flows of a plain `cargo test`, and how many states of each.
 const SAMPLE: (usize, usize) = (4, 40);
 /// Random states of either kind at each moment of a full run.
-const SEEDS: u64 = 2;
+const SEEDS: u64 = 1;
 /// In a full run a flow is cut at each of these many calls, and at every point.
 const STRIDE: usize = 4;
 /// How many cuts a plain `cargo test` makes.
@@ -32,6 +32,8 @@ pub enum Method {
 pub struct Options {
     pub full: bool,
     pub list: bool,
+    /// The figures of `docs/durability.md` are wanted.
+    pub syncs: bool,
     pub keep: bool,
     /// A kept recording, of which one case is tried again.
     pub repeat: Option<PathBuf>,
@@ -53,12 +55,13 @@ cargo test --test power -- [OPTIONS] [FLOW...]
 
   --full             every moment of every flow; without it a sample
   --only METHOD      replay or cut
-  --seeds N          random states of either kind at each moment (2)
+  --seeds N          random states of either kind at each moment (1)
   --every            cut at every sync, rename, link and unlink, not at every fourth
   --fs KIND          ext4 or xfs
   --sample N         how many states of each flow, without --full (40)
   --jobs N           how many flows at once (as many as there are processors)
   --list             the flows
+  --syncs            how often each flow syncs, and for what
 
 One case again, as a failure names it:
   --repeat FILE --at N --state STATE [--keep]
@@ -75,6 +78,7 @@ impl Options {
             match arg.as_str() {
                 "--full" => options.full = true,
                 "--list" => options.list = true,
+                "--syncs" => options.syncs = true,
                 "--keep" => options.keep = true,
                 "--every" => options.every = true,
                 "--repeat" => options.repeat = Some(value()?.into()),

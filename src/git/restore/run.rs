@@ -457,6 +457,7 @@ impl<'r, 'a> Run<'r, 'a> {
             self.beneath.changed_more();
         }
         self.on.spill.sync()?;
+        self.plan.same.iter().for_each(|path| self.beneath.made_by_others(path));
         self.beneath.sync().map_err(|e| RestoreError::Sync(e.into()))?;
         Ok(self.report)
     }
