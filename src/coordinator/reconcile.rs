@@ -287,6 +287,10 @@ impl Driver<'_> {
             "decided",
             &detail,
         )?;
+        if !matches!(decision, Decision::StopWriter | Decision::Quarantine(_)) {
+            // Nobody is in there any more, and after the last record nobody comes back for it.
+            self.drop_scratch();
+        }
         match decision {
             Decision::Leave => Ok(false),
             Decision::Abandon => self.abandon().map(|()| false),

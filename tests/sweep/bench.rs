@@ -129,6 +129,7 @@ impl Bench {
         let mut lab = lab;
         let mut judge = Judge { flow, lab: &mut lab, known: &known, fault: Fault::Once(0) };
         judge.exit(&traced);
+        judge.came_to_its_end(&traced);
         judge.settle();
         lab.forget_held();
         Template { lab, copy, known, calls: traced.calls, before_turn: traced.before_turn }

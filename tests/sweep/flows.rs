@@ -37,6 +37,9 @@ const MEDDLES: &str = "echo own > own.txt; git add own.txt; git commit -qm own; 
 const MOVES: &str = "echo new > new.txt; \
                      git update-ref refs/heads/main $(git commit-tree -p HEAD -m other 'HEAD^{tree}')";
 
+/// What the same execution does when it comes again.
+const SECOND: &str = "echo second > second.txt";
+
 /// The turn kills its coordinator.
 const KILLS: &str = "read -r _ _ _ above _ < /proc/$PPID/stat; kill -9 $above; exec sleep 100";
 
@@ -47,6 +50,7 @@ const WRITTEN: &[(&str, &[&str])] = &[
     (COMMITS, &["own\n", "hello\nmore\n"]),
     (MEDDLES, &["own\n", "changed\n"]),
     (MOVES, &["new\n"]),
+    (SECOND, &["second\n"]),
 ];
 
 /// The command that is swept.
@@ -186,6 +190,13 @@ pub const FLOWS: &[Flow] = &[
         from_turn: false,
     },
     Flow {
+        name: "redeliver",
+        before: Before::Interrupted(WORK),
+        subject: run(NONE, SECOND, 0),
+        end: End::Done,
+        from_turn: false,
+    },
+    Flow {
         name: "discard-moved",
         before: Before::Quarantined(MOVES),
         subject: Subject::Resolve("--discard"),
@@ -229,6 +240,10 @@ pub const FLOWS: &[Flow] = &[
     },
 ];
 
+fn written(work: &str) -> &'static [&'static str] {
+    WRITTEN.iter().find(|(text, _)| *text == work).map_or(&[], |(_, written)| written)
+}
+
 impl Flow {
     /// A turn with its marks.
     fn script(work: &str, end: &str) -> String {
@@ -247,22 +262,22 @@ impl Flow {
         }
     }
 
-    /// The work of the turn.
-    fn work(&self) -> &'static str {
-        match (self.subject, self.before) {
-            (Subject::Run { work, .. }, _)
-            | (
-                _,
-                Before::Killed { work, .. } | Before::Interrupted(work) | Before::Quarantined(work),
-            ) => work,
-            _ => "",
+    /// What the turn of the command wrote, once it came to its end.
+    pub fn written(&self) -> &'static [&'static str] {
+        match self.subject {
+            Subject::Run { work, .. } => written(work),
+            _ => &[],
         }
     }
 
-    /// What a turn that came to its end wrote.
-    pub fn written(&self) -> &'static [&'static str] {
-        let work = self.work();
-        WRITTEN.iter().find(|(text, _)| *text == work).map_or(&[], |(_, written)| written)
+    /// What a turn before the command wrote.
+    pub fn written_before(&self) -> &'static [&'static str] {
+        match self.before {
+            Before::Killed { work, .. } | Before::Interrupted(work) | Before::Quarantined(work) => {
+                written(work)
+            }
+            Before::Nothing | Before::Used => &[],
+        }
     }
 
     /// Why this flow cannot be had here.
@@ -292,6 +307,9 @@ impl Flow {
                 let script = Self::script(work, &format!("exit {returns}"));
                 lab.killed_at(at, &[&options[..], more].concat(), &script);
             }
+        }
+        for mark in ["began", "ended"] {
+            let _ = std::fs::remove_file(lab.repo.outside().join(mark));
         }
     }
 }

@@ -318,6 +318,8 @@ impl Tracer {
         }
         let looker = Looker { task, home: &self.home };
         let Some(words) = looker.words(call, &registers) else { return ptrace::go_on(task, 0) };
+        // A cgroup lies on no disk: none is full there, none fails.
+        let on_disk = !words.contains(" /sys/");
         let by = if who == Who::Supervisor { "supervisor: " } else { "" };
         self.calls.push(format!("{by}{words}"));
         let number = self.calls.len();
@@ -341,12 +343,14 @@ impl Tracer {
             }
             Fault::Once(errno) if first => {
                 self.hit = true;
-                ptrace::refuse(task, registers, errno)?;
+                if on_disk {
+                    ptrace::refuse(task, registers, errno)?;
+                }
             }
             Fault::ForGood(errno) => {
                 self.hit = true;
                 // A full disk still lets go of what is on it.
-                if errno != libc::ENOSPC || call.takes == Takes::Space {
+                if on_disk && (errno != libc::ENOSPC || call.takes == Takes::Space) {
                     ptrace::refuse(task, registers, errno)?;
                 }
             }

@@ -150,7 +150,10 @@ impl Judge<'_> {
             (Subject::Run { .. }, 10..=14) => sight.is(&self.known.base, "rolled back, it says"),
             (Subject::Run { .. }, 1 | 21) => {
                 assert!(!self.mark("began"), "the turn ran: {said}");
-                sight.is(&self.known.base, "nothing was touched, it says");
+                // What an attempt before left may be half undone: that one says so itself.
+                if matches!(self.flow.before, Before::Nothing | Before::Used) {
+                    sight.is(&self.known.base, "nothing was touched, it says");
+                }
             }
             (Subject::Run { .. }, 20) => {
                 assert_eq!(document(traced)["outcome"], "quarantined", "{said}");
@@ -165,6 +168,17 @@ impl Judge<'_> {
             (Subject::Resolve(_), 1 | 20 | 70) => {}
             _ => panic!("an exit that has no meaning: {said}"),
         }
+    }
+
+    /// Nothing disturbed it: it is what the flow is about.
+    pub fn came_to_its_end(&self, traced: &Traced) {
+        let (state, reason) = self.state();
+        let reached = match self.flow.end {
+            End::Done => state == "done",
+            End::RolledBack(why) => (state.as_str(), reason.as_str()) == ("rolled_back", why),
+            End::Released => state == "released",
+        };
+        assert!(reached, "{state} {reason}: {}\n{}", traced.stdout, traced.stderr);
     }
 
     fn no_limbo(&self, said: &str) {
@@ -183,10 +197,9 @@ impl Judge<'_> {
 
     /// Reconciles, and judges what has become of it.
     pub fn settle(&mut self) {
-        if self.mark("ended") {
-            for bytes in self.flow.written() {
-                self.lab.hold(bytes);
-            }
+        let ended = if self.mark("ended") { self.flow.written() } else { &[] };
+        for bytes in self.flow.written_before().iter().chain(ended) {
+            self.lab.hold(bytes);
         }
         let ran = self.lab.repo.call(&["reconcile", "--json"]);
         assert_eq!(ran.code, 0, "reconcile: {}{}", ran.stdout, ran.stderr);
@@ -203,6 +216,10 @@ impl Judge<'_> {
             "rolled_back" if reason == "not_started" => {
                 assert!(!self.mark("began"), "never started, it says, and it ran");
                 sight.is(&self.known.base, "never started");
+            }
+            "rolled_back" if reason == "redelivered" => {
+                assert!(!self.mark("began"), "the next attempt ran, and nobody knows of it");
+                sight.is(&self.known.base, "ready for the next attempt");
             }
             "rolled_back" if !self.killed() && self.flow.end == End::Done && !resolves => {
                 // Something failed, and it says so.
