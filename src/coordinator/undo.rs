@@ -288,7 +288,7 @@ impl Driver<'_> {
             self.record.warn("mount_left", text);
         }
         if plan.steps.is_empty() && plan.blocked.is_empty() && !self.has_temporary() {
-            restore::sync_same(self.session.root.handle(), &plan).map_err(restore_stop)?;
+            restore::sync_same(self.session.root.handle(), &plan).map_err(|e| restore_stop(&e))?;
             return Ok(RestoreReport::default());
         }
         let base_view = RefCell::new(View::new(&rules, Source::Base(rules_of)));
@@ -330,7 +330,7 @@ impl Driver<'_> {
                 spill: &mut spill,
                 plain_renames: false,
             };
-            let report = restore::restore(&plan, &mut on).map_err(restore_stop)?;
+            let report = restore::restore(&plan, &mut on).map_err(|e| restore_stop(&e))?;
             if report.blocked.is_empty() || tries == TRIES {
                 break report;
             }
@@ -420,8 +420,8 @@ impl Driver<'_> {
     }
 }
 
-fn restore_stop(error: RestoreError) -> Stop {
-    let why = super::drive::chain(&error);
+fn restore_stop(error: &RestoreError) -> Stop {
+    let why = super::drive::chain(error);
     Stop::Quarantine(QuarantineReason::RestoreBlocked { paths: Vec::new(), why })
 }
 
