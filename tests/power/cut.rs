@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use libc::c_long;
 
@@ -99,7 +100,16 @@ impl Mounted {
 
     fn remove(mut self) -> io::Result<()> {
         let at = self.0.take().expect("not removed yet");
-        ok(Command::new("umount").arg(at))
+        // Who was killed may have files there for a moment more: its end is what is waited for.
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            match ok(Command::new("umount").arg(&at)) {
+                Err(error) if error.to_string().contains("busy") && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
+        }
     }
 }
 

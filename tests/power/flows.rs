@@ -40,6 +40,9 @@ const TOUCH: &str = "for f in README.md notes.txt secret.txt; do cat $f > ../was
 const PACKED: &str =
     "echo a > a; git add a; git commit -qm own; git gc -q --prune=now; echo new > new.txt";
 
+/// One pack less than are made one at the end of a run (`src/git/repack.rs`).
+const PACKS: usize = 11;
+
 /// A command of a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
@@ -57,8 +60,19 @@ pub struct Flow {
     pub steps: &'static [Step],
     /// What the turn writes.
     pub bytes: &'static [&'static str],
-    /// Whether worktx was never run here before.
-    pub fresh: bool,
+    /// What there was before.
+    pub past: Past,
+}
+
+/// What worktx did in a repository before the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// Nothing, ever.
+    None,
+    /// One run.
+    Usual,
+    /// So many runs that their packs are made one at the end of the next.
+    Long,
 }
 
 const fn step(args: &'static [&'static str], code: i32) -> Step {
@@ -80,36 +94,42 @@ const RECONCILE: Step = step(&["reconcile", "--json"], 0);
 
 /// All of them. The first [`SAMPLE`] are what a plain `cargo test` looks at.
 pub const FLOWS: &[Flow] = &[
-    Flow { name: "commit", steps: &[step(run!(WORK), 0)], bytes: WORK_BYTES, fresh: false },
-    Flow { name: "roll_back", steps: &[step(run!(WRECK), 10)], bytes: WRECK_BYTES, fresh: false },
-    Flow { name: "own_commits", steps: &[step(run!(OWN), 0)], bytes: OWN_BYTES, fresh: false },
+    Flow { name: "commit", steps: &[step(run!(WORK), 0)], bytes: WORK_BYTES, past: Past::Usual },
+    Flow {
+        name: "roll_back",
+        steps: &[step(run!(WRECK), 10)],
+        bytes: WRECK_BYTES,
+        past: Past::Usual,
+    },
+    Flow { name: "own_commits", steps: &[step(run!(OWN), 0)], bytes: OWN_BYTES, past: Past::Usual },
     Flow {
         name: "own_commits_rewound",
         steps: &[step(run!(concat_own_fails()), 10)],
         bytes: OWN_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "post_check",
         steps: &[step(run!(WORK, "--check", "test -e new.txt; echo left > left"), 0)],
         bytes: WORK_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "post_check_fails",
         steps: &[step(run!(WORK, "--check", "exit 1"), 11)],
         bytes: WORK_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "own_commits_alone",
         steps: &[step(run!(OWN_ALL), 0)],
         bytes: &["a\n"],
-        fresh: false,
+        past: Past::Usual,
     },
-    Flow { name: "packed", steps: &[step(run!(PACKED), 0)], bytes: OWN_BYTES, fresh: false },
-    Flow { name: "touched", steps: &[step(run!(TOUCH), 10)], bytes: &[], fresh: false },
-    Flow { name: "first_run", steps: &[step(run!(WORK), 0)], bytes: WORK_BYTES, fresh: true },
+    Flow { name: "packed", steps: &[step(run!(PACKED), 0)], bytes: OWN_BYTES, past: Past::Usual },
+    Flow { name: "touched", steps: &[step(run!(TOUCH), 10)], bytes: &[], past: Past::Usual },
+    Flow { name: "first_run", steps: &[step(run!(WORK), 0)], bytes: WORK_BYTES, past: Past::None },
+    Flow { name: "many_packs", steps: &[step(run!(WORK), 0)], bytes: WORK_BYTES, past: Past::Long },
     Flow {
         name: "discard",
         steps: &[
@@ -118,7 +138,7 @@ pub const FLOWS: &[Flow] = &[
             step(&["resolve", JOB, "--discard", "--json"], 0),
         ],
         bytes: WRECK_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "discard_own_commits",
@@ -128,37 +148,37 @@ pub const FLOWS: &[Flow] = &[
             step(&["resolve", JOB, "--discard", "--json"], 0),
         ],
         bytes: OWN_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "reconcile_sealed",
         steps: &[killed(run!(WORK), "seal_recorded"), RECONCILE],
         bytes: WORK_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "reconcile_won",
         steps: &[killed(run!(WORK), "gate_won"), RECONCILE],
         bytes: WORK_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "reconcile_moved",
         steps: &[killed(run!(OWN), "branch_moved"), RECONCILE],
         bytes: OWN_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "reconcile_undo",
         steps: &[killed(run!(WRECK), "file_restored:4"), RECONCILE],
         bytes: WRECK_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
     Flow {
         name: "reconcile_rewind",
         steps: &[killed(run!(concat_own_fails()), "discarded_pinned"), RECONCILE],
         bytes: OWN_BYTES,
-        fresh: false,
+        past: Past::Usual,
     },
 ];
 
@@ -185,7 +205,19 @@ impl Flow {
             // Nothing reads git's examples.
             let _ = fs::remove_dir_all(repo.path(".git/hooks"));
         });
-        if self.fresh {
+        if self.past == Past::Long {
+            let packs = || {
+                let folder = fs::read_dir(lab.repo.path(".git/objects/pack")).expect("there");
+                let names = folder.map(|entry| entry.expect("readable").path());
+                names.filter(|path| path.extension().is_some_and(|e| e == "idx")).count()
+            };
+            // A run makes one or two, by whether the clock has gone on since the last.
+            for n in (0..8 * PACKS).take_while(|_| packs() != PACKS) {
+                let script = format!("echo {n} > new.txt; exit 1");
+                lab.repo.run(&["--no-post-check"], &script).exits(10);
+            }
+        }
+        if self.past == Past::None {
             fs::remove_dir_all(lab.repo.path(".git/worktx")).expect("removed");
             for name in lab.repo.own_refs() {
                 lab.repo.git(&["update-ref", "-d", &name]);
@@ -224,6 +256,10 @@ impl Flow {
             }
             let document = serde_json::from_str(&text).unwrap_or_default();
             facts.answers.push(Answer { code: step.code, document });
+        }
+        let merged = |op: &Op| matches!(op, Op::Unlink { at } if at.1.ends_with(b".idx"));
+        if self.past == Past::Long && !recorder.ops.iter().any(merged) {
+            return Err(io::Error::other("no packs were made one: is PACKS right?"));
         }
         let Recorder { initial, ops, made_by_git, .. } = recorder;
         Ok(Recorded { lab: Some(lab), place, facts, initial, ops, made_by_git })

@@ -119,11 +119,14 @@ impl Options {
         self.only.is_none_or(|only| only == method)
     }
 
-    /// The flows that are wanted.
+    /// The flows that are wanted: by their names, or by a part of them.
     pub fn flows(&self) -> Vec<&'static Flow> {
-        let named = |flow: &&Flow| {
-            self.words.is_empty() || self.words.iter().any(|w| flow.name.contains(w))
+        let is_name = |word: &str| FLOWS.iter().any(|flow| flow.name == word);
+        let meant = |flow: &Flow, word: &String| {
+            flow.name == word || (!is_name(word) && flow.name.contains(word.as_str()))
         };
+        let named =
+            |flow: &&Flow| self.words.is_empty() || self.words.iter().any(|word| meant(flow, word));
         let sampled = if self.full || !self.words.is_empty() { FLOWS.len() } else { SAMPLE.0 };
         FLOWS.iter().filter(named).take(sampled).collect()
     }
