@@ -25,6 +25,8 @@ struct Row {
     points: Option<Vec<usize>>,
     next: usize,
     over: bool,
+    /// How many points are worked at.
+    at_work: usize,
     /// What the reconciles did that were killed at their points, by its shape.
     recoveries: HashSet<String>,
     count: Count,
@@ -96,6 +98,7 @@ fn rows(options: &Options) -> Vec<Row> {
                 points: options.at.map(|at| vec![at]),
                 next: 0,
                 over: false,
+                at_work: 0,
                 recoveries: HashSet::new(),
                 count: Count::default(),
             });
@@ -123,6 +126,7 @@ fn take(bench: &mut Bench, rows: &Mutex<Vec<Row>>, options: &Options) -> Option<
         match points.get(row.next) {
             Some(point) => {
                 row.next += 1;
+                row.at_work += 1;
                 return Some((at, *point));
             }
             None => row.over = true,
@@ -193,7 +197,9 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
         (true, None) => seconds(bench, rows, row, at, options),
     };
     let Some(seconds) = seconds else {
-        rows.lock().expect("nothing panics with it")[row].over = true;
+        let row = &mut rows.lock().expect("nothing panics with it")[row];
+        row.over = true;
+        row.at_work -= 1;
         return;
     };
     let (mut count, mut over) = (Count::default(), false);
@@ -229,7 +235,8 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
     count.slowest = (count.took, at);
     let mut rows = rows.lock().expect("nothing panics with it");
     let row = &mut rows[row];
-    row.over |= over;
+    row.over |= over || row.points.as_ref().is_some_and(|points| row.next >= points.len());
+    row.at_work -= 1;
     row.count.points += count.points;
     row.count.runs += count.runs;
     row.count.failures += count.failures;
@@ -239,7 +246,9 @@ fn work(bench: &mut Bench, rows: &Mutex<Vec<Row>>, row: usize, at: usize, option
     if row.count.example.is_none() {
         row.count.example = count.example;
     }
-    drop(rows);
+    if row.over && row.at_work == 0 {
+        eprintln!("{}", line(row));
+    }
 }
 
 fn tell(case: &Case, kind: Kind, why: &str, calls: &[String]) {
@@ -264,25 +273,29 @@ fn print_table(rows: &[Row]) {
     );
     let mut examples: BTreeMap<&str, &str> = BTreeMap::new();
     for row in rows {
-        let (name, count) = (FLOWS[row.flow].name, &row.count);
-        println!(
-            "{name:<16} {:<17} {:>6} {:>6} {:>8} {:>6} {:>6.0}  {:.1} s at {}",
-            row.kind.name,
-            count.points,
-            count.runs,
-            count.failures,
-            count.other_calls,
-            count.took.as_secs_f64(),
-            count.slowest.0.as_secs_f64(),
-            count.slowest.1
-        );
-        if let Some(example) = &count.example {
-            examples.entry(name).or_insert(example);
+        println!("{}", line(row));
+        if let Some(example) = &row.count.example {
+            examples.entry(FLOWS[row.flow].name).or_insert(example);
         }
     }
     for (name, example) in examples {
         println!("other calls than ever in {name}: {example}");
     }
+}
+
+fn line(row: &Row) -> String {
+    let (name, count) = (FLOWS[row.flow].name, &row.count);
+    format!(
+        "{name:<16} {:<17} {:>6} {:>6} {:>8} {:>6} {:>6.0}  {:.1} s at {}",
+        row.kind.name,
+        count.points,
+        count.runs,
+        count.failures,
+        count.other_calls,
+        count.took.as_secs_f64(),
+        count.slowest.0.as_secs_f64(),
+        count.slowest.1
+    )
 }
 
 fn print_calls(options: &Options, dir: &Path) -> ExitCode {
