@@ -63,8 +63,8 @@ pub(super) enum Seen {
     Populated,
 }
 
-/// Makes a cgroup for a leader that waits, and puts it there; `None` where that cannot be.
-pub(super) fn make(record_dir: &Path, supervisor: &ProcessId, leader: &ProcessId) -> Option<Own> {
+/// Makes an empty cgroup for a leader; `None` where that cannot be.
+pub(super) fn make(record_dir: &Path, supervisor: &ProcessId) -> Option<Own> {
     let mount = mount_point()?;
     let parent = path_in(&record::cgroup_of("self"))?.to_owned();
     if parent.split('/').any(|part| part == "..") || !is_ours_to_divide(&mount, &parent) {
@@ -82,11 +82,7 @@ pub(super) fn make(record_dir: &Path, supervisor: &ProcessId, leader: &ProcessId
     // Not synced: after a reboot there is no cgroup either.
     fs::write(record_dir.join(NOTE), serde_json::to_vec(&note).ok()?).ok()?;
     let dir = mount.join(path.trim_start_matches('/'));
-    let made = fs::create_dir(&dir).and_then(|()| {
-        fs::write(dir.join("cgroup.procs"), leader.pid.to_string())
-            .inspect_err(|_| drop(fs::remove_dir(&dir)))
-    });
-    if let Err(error) = made {
+    if let Err(error) = fs::create_dir(&dir) {
         tracing::debug!(%error, path = %dir.display(), "no cgroup for the command");
         let _ = fs::remove_file(record_dir.join(NOTE));
         return None;
@@ -115,6 +111,16 @@ pub(super) fn look(record_dir: &Path, path: &str) -> Seen {
 }
 
 impl Own {
+    /// The folder, for a process that is to be born in it.
+    pub(super) fn open(&self) -> io::Result<fs::File> {
+        fs::File::open(&self.dir)
+    }
+
+    /// Moves a process into it; the kernel may wait for some milliseconds.
+    pub(super) fn take_in(&self, process: i32) -> io::Result<()> {
+        fs::write(self.dir.join("cgroup.procs"), process.to_string())
+    }
+
     fn look(&self) -> Seen {
         match fs::read_to_string(self.dir.join("cgroup.events")) {
             Ok(text) if text.lines().any(|line| line == "populated 0") => Seen::Empty,

@@ -16,6 +16,7 @@
 mod cgroup;
 mod death;
 mod find;
+mod fork;
 mod ladder;
 mod output;
 mod record;

@@ -1,5 +1,5 @@
 //! The supervisor: this binary once more, as a child subreaper that does nothing but run one turn
-//! and end it; and the leader, this binary a third time until it becomes the command.
+//! and end it; and the leader, a copy of the supervisor until it becomes the command.
 //!
 //! Both wait to be told: the supervisor for its coordinator, the leader for its supervisor, and
 //! both leave when the other side is gone. No threads, no git, no database; signals are blocked,
@@ -18,7 +18,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,32 +29,23 @@ use rustix::process::{
 use super::cgroup::{self, Own};
 use super::ladder::{Ladder, Step};
 use super::record::{self, Proof, Traces};
+use super::table::{self, Process};
 use super::wire::{self, Ended, Ending, Lead, LeaderNews, News, Order, Plan};
-use super::{signals, table};
+use super::{fork, signals};
 use crate::tx::writer::{DeathProof, ProcessId};
 
 /// `argv[1]` of a supervisor.
 pub(super) const SUPERVISE: &str = "__supervise";
-/// `argv[1]` of a leader that waits.
-const LEAD: &str = "__lead";
-/// `argv[2]` of a leader that stays in the session.
-const IN_SESSION: &str = "in-session";
 
-/// To be called first in `main`: does not return where the process was started as a supervisor
-/// or as a leader.
+/// To be called first in `main`: does not return where the process was started as a supervisor.
 #[expect(
     clippy::disallowed_methods,
     reason = "the supervisor is a process of its own and ends here"
 )]
 pub fn run_supervisor_if_asked() {
-    let mut args = std::env::args_os().skip(1);
-    match args.next() {
-        Some(word) if word == SUPERVISE => {
-            let code = i32::from(supervise().is_err());
-            std::process::exit(code);
-        }
-        Some(word) if word == LEAD => lead(args.next().as_deref() == Some(OsStr::new(IN_SESSION))),
-        _ => {}
+    if std::env::args_os().nth(1).is_some_and(|word| word == SUPERVISE) {
+        let code = i32::from(supervise().is_err());
+        std::process::exit(code);
     }
 }
 
@@ -121,57 +112,91 @@ fn set_up(
     // A group of its own: Ctrl-C at the terminal is not for the supervisor. The same session: the
     // leader's group would be orphaned otherwise, and job control would not work in it.
     setpgid(None, None).map_err(|error| format!("setpgid: {error}"))?;
-    let (leader_socket, other) = wire::pair().map_err(what("socketpair"))?;
-    let child = Command::new("/proc/self/exe")
-        .arg(LEAD)
-        .args(in_session.then_some(IN_SESSION))
-        .env_clear()
-        .stdin(Stdio::from(other))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(what("the leader"))?;
-    match wire::receive(&leader_socket) {
+    let supervisor = table::own_process();
+    let cgroup = cgroup.then(|| cgroup::make(&record_dir, &supervisor)).flatten();
+    let started = start_leader(in_session, cgroup.as_ref()).and_then(|started| {
+        // The turn may not trace its supervisor, which could then be made to say anything.
+        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+        let traces = Traces {
+            supervisor: Some(supervisor),
+            leader: Some(started.leader.id),
+            shared_session: in_session.then_some(started.leader.session),
+            ..Traces::gather()
+        };
+        record::describe(&lock, &traces).map_err(what("the supervisor's lock"))?;
+        Ok(started)
+    });
+    match started {
+        Ok(Started { socket, leader, in_cgroup }) => {
+            if let Some(unused) = cgroup.as_ref().filter(|_| !in_cgroup) {
+                unused.remove();
+            }
+            Ok(Held {
+                lock,
+                record_dir,
+                leader_socket: socket,
+                for_leader: handles,
+                _kept: kept,
+                supervisor,
+                leader: leader.id,
+                cgroup: cgroup.filter(|_| in_cgroup),
+            })
+        }
+        Err(why) => {
+            // Its socket is closed by now: a leader that there is leaves.
+            if let (None, Some(own)) = (wait_for_all(), cgroup) {
+                own.remove();
+            }
+            Err(why)
+        }
+    }
+}
+
+/// A leader that waits at the other end of the socket.
+struct Started {
+    socket: OwnedFd,
+    leader: Process,
+    in_cgroup: bool,
+}
+
+fn start_leader(in_session: bool, cgroup: Option<&Own>) -> Result<Started, String> {
+    let what = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let (socket, other) = wire::pair().map_err(what("socketpair"))?;
+    let born_there = cgroup
+        .and_then(|own| own.open().ok())
+        .and_then(|dir| fork::start(Some(dir.as_fd()), &other, || lead(in_session)).ok());
+    let (pid, in_cgroup) = if let Some(pid) = born_there {
+        (pid, true)
+    } else {
+        let pid = fork::start(None, &other, || lead(in_session)).map_err(what("the leader"))?;
+        (pid, cgroup.is_some_and(|own| own.take_in(pid).is_ok()))
+    };
+    drop(other);
+    match wire::receive(&socket) {
         Ok(Some((LeaderNews::Waiting, _))) => {}
         Ok(Some((LeaderNews::ExecFailed { why }, _))) => return Err(format!("the leader: {why}")),
         Ok(None) => return Err("the leader left before it was let go".to_owned()),
         Err(error) => return Err(format!("the leader: {error}")),
     }
-    // The turn may not trace its supervisor, which could then be made to say anything.
-    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    let leader =
-        i32::try_from(child.id()).ok().and_then(table::read).ok_or("the leader is not in /proc")?;
-    let supervisor = table::own_process();
-    let traces = Traces {
-        supervisor: Some(supervisor),
-        leader: Some(leader.id),
-        shared_session: in_session.then_some(leader.session),
-        ..Traces::gather()
-    };
-    record::describe(&lock, &traces).map_err(what("the supervisor's lock"))?;
-    let cgroup = cgroup.then(|| cgroup::make(&record_dir, &supervisor, &leader.id)).flatten();
-    Ok(Held {
-        lock,
-        record_dir,
-        leader_socket,
-        for_leader: handles,
-        _kept: kept,
-        supervisor,
-        leader: leader.id,
-        cgroup,
-    })
+    let leader = table::read(pid).ok_or("the leader is not in /proc")?;
+    Ok(Started { socket, leader, in_cgroup })
+}
+
+/// Waits until there are no children; why not, where that cannot be told.
+fn wait_for_all() -> Option<String> {
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CHILD) => return None,
+            Err(error) => return Some(format!("wait failed: {error}")),
+        }
+    }
 }
 
 /// The leader leaves at end of file; that is proof, too.
 fn abandon(held: Held, control: &OwnedFd) -> io::Result<()> {
     drop(held.leader_socket);
-    let status = loop {
-        match rustix::process::wait(rustix::process::WaitOptions::empty()) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::CHILD) => break None,
-            Err(error) => break Some(format!("wait failed: {error}")),
-        }
-    };
+    let status = wait_for_all();
     let proof = Proof {
         schema: 1,
         supervisor: held.supervisor,
@@ -332,7 +357,6 @@ fn lead(in_session: bool) -> ! {
 }
 
 fn wait_and_exec(in_session: bool) -> io::Result<()> {
-    signals::close_all_on_exec()?;
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let grouped = if in_session { setpgid(None, None) } else { setsid().map(|_| ()) };
     if let Err(error) = grouped {

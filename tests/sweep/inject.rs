@@ -285,7 +285,7 @@ impl Tracer {
         }
         let who = match first {
             _ if !ours => Who::Turn,
-            b"__supervise" | b"__lead" => Who::Supervisor,
+            b"__supervise" => Who::Supervisor,
             _ => Who::Coordinator,
         };
         // The threads that the process had are gone, without a word.
