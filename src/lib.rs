@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! cli                                              talks to people
+//! daemon                                           talks to sockets
 //! coordinator                                      the only place where effects are ordered
 //! journal · gate · git · process · hook · config   adapters, one outside thing each
 //! base                                             clock, durable file writes, fault points
@@ -23,6 +24,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod coordinator;
+pub mod daemon;
 pub mod gate;
 pub mod git;
 pub mod hook;

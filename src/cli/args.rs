@@ -77,6 +77,10 @@ pub enum Command {
     Resolve(ResolveArgs),
     /// Drop what is kept of attempts that were settled long ago
     Gc(GcArgs),
+    /// Stay, take executions over a socket, and answer while they run
+    Serve(ServeArgs),
+    /// Run a command while no attempt is at work in the work tree, and none begins
+    Guard(GuardArgs),
     /// Prepare a repository: the state directory and, if asked, the guard hook; no file of yours
     Init(InitArgs),
     /// Show in a repository of its own what worktx does
@@ -134,6 +138,9 @@ pub struct RunArgs {
     /// Print the outcome as one JSON document on stdout; the command's stdout goes to stderr
     #[arg(long)]
     pub json: bool,
+    /// Write the outcome document into this file, too
+    #[arg(long, value_name = "FILE")]
+    pub outcome_file: Option<PathBuf>,
     /// The command, and what it is given
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -270,6 +277,58 @@ pub struct GcArgs {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+}
+
+/// `serve`
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Directories in the work trees to serve; by default the current one
+    #[arg(value_name = "DIR")]
+    pub workspaces: Vec<PathBuf>,
+    /// Ask a running server whether it is ready; exit 0 if it is
+    #[arg(long)]
+    pub check: bool,
+    /// Listen on this address too, such as 127.0.0.1:7070
+    #[arg(long, value_name = "ADDRESS", requires = "token_file")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// The file with the token that is wanted there; nobody else may read it
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The address may be one that other machines reach
+    #[arg(long, requires = "listen")]
+    pub listen_anywhere: bool,
+    /// Run at most this many executions at once; 0 is one a work tree
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub max_running: usize,
+    /// After a SIGTERM, let running executions go on for so long before they are interrupted
+    #[arg(long, value_name = "DUR", default_value = "30s")]
+    pub drain: String,
+    /// How the log is written, on stderr
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// `--log-format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people
+    Text,
+    /// A JSON document a line
+    Json,
+}
+
+/// `guard`
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// Do not wait for a workspace that is busy: exit 22
+    #[arg(long)]
+    pub nowait: bool,
+    /// Wait so long at most, such as 30s; by default without a bound
+    #[arg(long, value_name = "DUR", conflicts_with = "nowait")]
+    pub wait: Option<String>,
+    /// The command, and what it is given
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
 }
 
 /// `init`

@@ -107,6 +107,12 @@ fn the_schemas_are_in_step() {
     }
 }
 
+#[test]
+fn the_description_of_the_api_is_in_step() {
+    let text = serde_json::to_string_pretty(&crate::daemon::api()).expect("plain data") + "\n";
+    in_step("openapi.json", &text);
+}
+
 /// What the page must say of each: a table row that begins with it.
 fn has_row(page: &str, cell: &str) {
     assert!(page.contains(&format!("\n| `{cell}` |")), "no row for {cell}");

@@ -127,7 +127,29 @@ fn causes(out: &mut String, failure: &Failure) {
     }
 }
 
-fn hint(failure: &Failure) -> Option<String> {
+/// What is wrong, with its causes, in one line.
+pub fn sentence(failure: &Failure) -> String {
+    let mut text = match failure {
+        Failure::Refused { refusals, .. } => {
+            let all: Vec<String> =
+                refusals.iter().map(|refusal| refusal::document(refusal).message).collect();
+            return format!("the workspace cannot be a base: {}", all.join("; "));
+        }
+        other => other.to_string(),
+    };
+    let mut next = failure.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !more.is_empty() && !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// What to do about it, where there is something to do.
+pub fn hint(failure: &Failure) -> Option<String> {
     use Failure as F;
     let fixed = match failure {
         F::Usage(_) => "worktx --help",

@@ -20,6 +20,7 @@ mod events;
 pub mod exit;
 pub mod explain;
 mod gc;
+mod guard;
 mod guard_hook;
 mod init;
 mod list;
@@ -32,6 +33,7 @@ pub mod render;
 mod resolve;
 mod restore;
 mod run;
+mod serve;
 mod show;
 mod status;
 pub mod style;
@@ -41,7 +43,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, Command, Global};
+use args::{Cli, Command, Global, LogFormat};
 
 use crate::config::Flags;
 use crate::coordinator::context::{Context, Invocation};
@@ -65,8 +67,14 @@ fn called_with(words: impl IntoIterator<Item = OsString>) -> u8 {
             return if error.use_stderr() { exit::USAGE } else { exit::OK };
         }
     };
-    log_to_stderr();
     let Cli { global, command } = cli;
+    match &command {
+        // A server has nobody who looks on: it says what it does.
+        Command::Serve(args) if !args.check => {
+            log_to_stderr(Some("worktx=info"), args.log_format == LogFormat::Json);
+        }
+        _ => log_to_stderr(None, false),
+    }
     match dispatch(&global, command) {
         Ok(code) => code,
         Err(failure) => {
@@ -90,6 +98,8 @@ fn dispatch(global: &Global, command: Command) -> Result<u8, Failure> {
         Command::Reconcile(args) => reconcile::run(global, args),
         Command::Resolve(args) => resolve::run(global, args),
         Command::Gc(args) => gc::run(global, &args),
+        Command::Serve(args) => serve::run(global, args),
+        Command::Guard(args) => guard::run(global, &args),
         Command::Init(args) => init::run(global, &args),
         Command::Demo(args) => demo::run(global, args),
         Command::Doctor(args) => doctor::run(global, &args),
@@ -105,14 +115,16 @@ fn context(global: &Global) -> Result<Context, Failure> {
     Context::find(Invocation::of_process(global.workspace.clone(), flags)?)
 }
 
-/// Off unless it is asked for; a filter that makes no sense is said, and then it is off too.
-fn log_to_stderr() {
-    let Some(filter) = std::env::var_os(LOG).filter(|value| !value.is_empty()) else { return };
+/// Off unless there is a filter; one that makes no sense is said, and then it is off too.
+fn log_to_stderr(default: Option<&str>, json: bool) {
+    let asked = std::env::var_os(LOG).filter(|value| !value.is_empty());
+    let Some(filter) = asked.or_else(|| default.map(OsString::from)) else { return };
     let filter = filter.to_string_lossy();
     match tracing_subscriber::EnvFilter::try_new(&*filter) {
         Ok(filter) => {
             let log = tracing_subscriber::fmt().with_env_filter(filter);
-            let _ = log.with_writer(std::io::stderr).with_ansi(false).try_init();
+            let log = log.with_writer(std::io::stderr).with_ansi(false);
+            let _ = if json { log.json().try_init() } else { log.try_init() };
         }
         Err(error) => output::say(&format!("warning: {LOG}: {error}\n")),
     }

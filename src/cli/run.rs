@@ -3,6 +3,7 @@
 //! # Limitations
 //! With `--json` the document is the only thing on standard output; talk goes to standard error.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,18 +11,20 @@ use super::args::{Global, OnDirtyArg, RunArgs};
 use super::progress::Spinner;
 use super::style::Style;
 use super::{error, output, render};
+use crate::base::durable;
 use crate::config::{Flags, value};
 use crate::coordinator::begin::{self, RunRequest};
 use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
 use crate::coordinator::outcome::{Outcome, OutcomeWord};
+use crate::coordinator::place::PRIVATE_FILE;
 use crate::tx::cause::ErrorCode;
 use crate::tx::id::ExecutionId;
 use crate::tx::settings::OnDirty;
 
 /// Runs it; the exit code is that of the outcome.
 pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
-    let json = args.json;
+    let (json, file) = (args.json, args.outcome_file.clone());
     let id = match &args.execution_id {
         Some(id) => id.parse::<ExecutionId>().map_err(|e| Failure::Usage(e.to_string()))?,
         None => ulid::Ulid::generate().to_string().parse().map_err(Failure::bug)?,
@@ -31,19 +34,32 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
     let style = Style::stderr(global.color);
     match request(global, args, id.clone()).and_then(|request| begin::run(&request)) {
         Ok(outcome) => {
+            leave(file.as_deref(), &outcome)?;
             if json {
                 output::json(&outcome)?;
             }
             output::say(&render::outcome(style, &outcome));
             Ok(outcome.exit_code())
         }
-        Err(failure) if json => {
+        Err(failure) if json || file.is_some() => {
             output::say(&error::report(style, &failure));
-            output::json(&failed(&failure, id, &root))?;
+            let outcome = failed(&failure, id, &root);
+            leave(file.as_deref(), &outcome)?;
+            if json {
+                output::json(&outcome)?;
+            }
             Ok(error::reason(&failure).2)
         }
         Err(failure) => Err(failure),
     }
+}
+
+/// Writes the document where `--outcome-file` says.
+fn leave(file: Option<&Path>, outcome: &Outcome) -> Result<(), Failure> {
+    let Some(file) = file else { return Ok(()) };
+    let bytes = serde_json::to_vec_pretty(outcome).map_err(Failure::bug)?;
+    let writing = Failure::io(format!("writing the outcome to {}", file.display()));
+    durable::write_file(file, &bytes, PRIVATE_FILE).map_err(writing)
 }
 
 /// The document of something that did not run.

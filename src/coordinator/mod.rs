@@ -18,6 +18,7 @@ pub mod drive;
 pub mod error;
 mod gitdir;
 pub mod guard;
+pub mod guarded;
 mod held;
 pub mod init;
 mod leftovers;

@@ -32,6 +32,7 @@ mod readers;
 mod reconcile;
 mod resolve;
 mod run;
+mod serve;
 mod shown;
 mod support;
 mod tidy;

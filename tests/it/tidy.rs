@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The layers, lowest first; a folder uses those of lower rank, and itself.
-const RANKS: [(&str, u32); 10] = [
+const RANKS: [(&str, u32); 11] = [
     ("tx", 0),
     ("base", 1),
     ("journal", 2),
@@ -15,7 +15,8 @@ const RANKS: [(&str, u32); 10] = [
     ("hook", 2),
     ("config", 2),
     ("coordinator", 3),
-    ("cli", 4),
+    ("daemon", 4),
+    ("cli", 5),
 ];
 
 /// A gate writes its verdict in the journal's own db transaction, so it sits on the journal.

@@ -1,0 +1,100 @@
+//! What is answered: a document, or a problem with its HTTP status.
+//!
+//! # Limitations
+//! The words of a failure are those of the command line, by [`Describe`](super::super::Describe).
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use super::super::documents::Problem;
+use super::super::server::Shared;
+use crate::coordinator::context::Context;
+use crate::coordinator::error::Failure;
+use crate::coordinator::outcome::SCHEMA;
+use crate::journal::LedgerError;
+use crate::tx::cause::ErrorCode;
+
+/// A request that is not granted.
+#[derive(Debug)]
+pub(super) struct Refused {
+    status: StatusCode,
+    problem: Box<Problem>,
+}
+
+/// An answer.
+pub(super) type Answer<T> = Result<Json<T>, Refused>;
+
+impl Refused {
+    /// A refusal by the API itself.
+    pub(super) fn new(status: StatusCode, reason: &str, message: &str) -> Self {
+        let problem = Problem {
+            schema: SCHEMA,
+            reason: reason.to_owned(),
+            error_code: ErrorCode::Refused,
+            message: message.to_owned(),
+            hint: None,
+            exit_code: 1,
+        };
+        Self { status, problem: Box::new(problem) }
+    }
+
+    pub(super) fn not_found(message: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    pub(super) fn method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this cannot be done with it")
+    }
+
+    /// A failure of the coordinator, in the words of the command line.
+    pub(super) fn of(server: &Shared, failure: &Failure) -> Self {
+        let status = match failure {
+            Failure::Usage(_) | Failure::Config(_) => StatusCode::BAD_REQUEST,
+            Failure::Ledger(LedgerError::NoExecution { .. }) => StatusCode::NOT_FOUND,
+            Failure::Ledger(LedgerError::Full { .. }) => StatusCode::INSUFFICIENT_STORAGE,
+            Failure::Busy { .. } => StatusCode::LOCKED,
+            Failure::Impossible { .. }
+            | Failure::Refused { .. }
+            | Failure::Standing(_)
+            | Failure::Ledger(LedgerError::Ambiguous { .. }) => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { status, problem: Box::new((server.describe)(failure)) }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.status, Json(*self.problem)).into_response()
+    }
+}
+
+impl From<JsonRejection> for Refused {
+    fn from(error: JsonRejection) -> Self {
+        Self::new(error.status(), "usage", &error.body_text())
+    }
+}
+
+impl From<QueryRejection> for Refused {
+    fn from(error: QueryRejection) -> Self {
+        Self::new(error.status(), "usage", &error.body_text())
+    }
+}
+
+/// Asks something of a work tree where waiting for a disk holds nobody up.
+pub(super) async fn ask<T: Send + 'static>(
+    server: &Shared,
+    served: usize,
+    question: impl FnOnce(&Context) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Refused> {
+    let asked = Shared::clone(server);
+    let answer = tokio::task::spawn_blocking(move || {
+        asked.served[served].context().and_then(|context| question(&context))
+    });
+    match answer.await {
+        Ok(answer) => answer.map_err(|failure| Refused::of(server, &failure)),
+        Err(error) => Err(Refused::of(server, &Failure::bug(error))),
+    }
+}

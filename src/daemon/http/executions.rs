@@ -1,0 +1,308 @@
+//! Executions over HTTP: submit, look, wait, cancel, decide.
+//!
+//! # Limitations
+//! A short form of an id is understood for what has an attempt; what only waits wants its whole id.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::documents::{
+    ExecutionDocument, ExecutionsDocument, Phase, ResolveRequest, Submission,
+};
+use super::super::drivers::{self, Cancelled};
+use super::super::server::Shared;
+use super::super::submission::Folder;
+use super::answers::{Answer, Refused, ask};
+use crate::config::value;
+use crate::coordinator::cancel;
+use crate::coordinator::changes;
+use crate::coordinator::documents::{ListDocument, ResolveDocument};
+use crate::coordinator::error::Failure;
+use crate::coordinator::outcome::SCHEMA;
+use crate::coordinator::query;
+use crate::journal::LedgerError;
+use crate::tx::id::ExecutionId;
+
+/// The longest that a request waits for an execution.
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
+
+/// `?workspace=&unsettled=&limit=`
+#[derive(Debug, Deserialize)]
+pub(super) struct Listed {
+    workspace: Option<String>,
+    #[serde(default)]
+    unsettled: bool,
+    limit: Option<u32>,
+}
+
+/// `?wait=`
+#[derive(Debug, Deserialize)]
+pub(super) struct Waited {
+    wait: Option<String>,
+}
+
+/// `?attempt=&format=`
+#[derive(Debug, Deserialize)]
+pub(super) struct Compared {
+    attempt: Option<u32>,
+    format: Option<String>,
+}
+
+/// Where an execution is to be found.
+pub(super) struct Found {
+    pub(super) id: ExecutionId,
+    pub(super) served: usize,
+    pub(super) folder: Folder,
+    /// It was submitted here.
+    pub(super) is_kept: bool,
+    pub(super) has_row: bool,
+}
+
+/// Looks for an execution in every ledger, and among the submissions.
+pub(super) async fn find(server: &Shared, id: &str) -> Result<Found, Refused> {
+    let mut missing = None;
+    for at in 0..server.states.len() {
+        let Some(served) = server.served.iter().position(|served| served.state == at) else {
+            continue;
+        };
+        let asked = id.to_owned();
+        let known = ask(server, served, move |context| {
+            let Some(ledger) = context.ledger()? else { return Ok(None) };
+            match ledger.resolve(&asked) {
+                Ok(id) => {
+                    let attempts = ledger.attempts(&crate::journal::Filter {
+                        execution: Some(id.clone()),
+                        limit: Some(1),
+                        ..crate::journal::Filter::default()
+                    })?;
+                    Ok(Some((id, attempts.first().map(|attempt| attempt.workspace.root.clone()))))
+                }
+                Err(LedgerError::NoExecution { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await?;
+        let state = &server.states[at].path;
+        let full = known.as_ref().map(|(id, _)| id.clone()).or_else(|| id.parse().ok());
+        let Some(full) = full else { continue };
+        let folder = Folder::of(state, &full);
+        let kept = folder.kept().ok().flatten();
+        if known.is_none() && kept.is_none() {
+            missing = Some(full);
+            continue;
+        }
+        let root = kept.as_ref().map(|kept| kept.root.clone());
+        let root = root.or_else(|| known.as_ref().and_then(|(_, root)| root.clone()));
+        // Of a work tree that is not served the ledger is known all the same.
+        let of_root = server.served.iter().position(|s| Some(&s.root) == root.as_ref());
+        return Ok(Found {
+            id: full,
+            served: of_root.unwrap_or(served),
+            folder,
+            is_kept: kept.is_some(),
+            has_row: known.is_some(),
+        });
+    }
+    let prefix = missing.map_or_else(|| id.to_owned(), |id| id.to_string());
+    Err(Refused::of(server, &Failure::from(LedgerError::NoExecution { prefix })))
+}
+
+pub(super) async fn submit(
+    State(server): State<Shared>,
+    request: Result<Json<Submission>, JsonRejection>,
+) -> Result<Response, Refused> {
+    let Json(request) = request?;
+    if !server.is_ready() {
+        return Err(Refused::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "draining",
+            "the server begins nothing any more",
+        ));
+    }
+    let submitted = drivers::submit(&server, request)
+        .await
+        .map_err(|failure| Refused::of(&server, &failure))?;
+    let status = if submitted.existed { StatusCode::OK } else { StatusCode::CREATED };
+    let document = ExecutionsDocument {
+        schema: SCHEMA,
+        execution_id: submitted.id.clone(),
+        workspace: server.served[submitted.served].root.display().to_string(),
+        phase: submitted.phase,
+        existed: submitted.existed,
+    };
+    let place = format!("/v1/executions/{}", submitted.id);
+    Ok((status, [(header::LOCATION, place)], Json(document)).into_response())
+}
+
+pub(super) async fn list(
+    State(server): State<Shared>,
+    query: Result<Query<Listed>, QueryRejection>,
+) -> Answer<ListDocument> {
+    let Query(listed) = query?;
+    let limit = listed.limit.unwrap_or(50);
+    let refused = |failure| Refused::of(&server, &failure);
+    let wanted = match listed.workspace.as_deref() {
+        Some(name) => Some(server.find(Some(name)).map_err(refused)?),
+        None => None,
+    };
+    let mut all = Vec::new();
+    for at in 0..server.states.len() {
+        let Some(served) = server.served.iter().position(|served| served.state == at) else {
+            continue;
+        };
+        if wanted.is_some_and(|wanted| server.served[wanted].state != at) {
+            continue;
+        }
+        let unsettled = listed.unsettled;
+        let part = ask(&server, served, move |context| {
+            query::list(context, unsettled, limit).map(|document| document.attempts)
+        });
+        all.extend(part.await?);
+    }
+    if let Some(wanted) = wanted {
+        let root = server.served[wanted].root.display().to_string();
+        all.retain(|attempt| attempt.workspace == root);
+    }
+    all.sort_by(|a, b| b.started_at.cmp(&a.started_at));
+    if limit > 0 {
+        all.truncate(limit as usize);
+    }
+    Ok(Json(ListDocument { schema: SCHEMA, attempts: all }))
+}
+
+pub(super) async fn show(
+    State(server): State<Shared>,
+    Path(id): Path<String>,
+    query: Result<Query<Waited>, QueryRejection>,
+) -> Answer<ExecutionDocument> {
+    let Query(waited) = query?;
+    let found = find(&server, &id).await?;
+    if let Some(text) = waited.wait {
+        let wait = value::duration_ms(&text)
+            .map_err(|why| Refused::of(&server, &Failure::Usage(format!("wait: {why}"))))?;
+        let wait = Duration::from_millis(wait).min(LONGEST_WAIT);
+        let running = server.entries().get(&found.id).map(|entry| entry.phase.subscribe());
+        if let Some(mut running) = running {
+            let over = running.wait_for(|phase| *phase == Phase::Finished);
+            let _ = tokio::time::timeout(wait, over).await;
+        }
+    }
+    let running = server.entries().get(&found.id).map(|entry| *entry.phase.borrow());
+    let phase = running.or_else(|| found.is_kept.then_some(Phase::Finished));
+    let asked = found.id.to_string();
+    let history = ask(&server, found.served, move |context| match query::show(context, &asked) {
+        Ok(document) => Ok(Some(document)),
+        Err(Failure::Ledger(LedgerError::NoExecution { .. })) => Ok(None),
+        Err(failure) => Err(failure),
+    })
+    .await?;
+    let is_over = phase == Some(Phase::Finished);
+    Ok(Json(ExecutionDocument {
+        schema: SCHEMA,
+        execution_id: found.id,
+        workspace: server.served[found.served].root.display().to_string(),
+        phase,
+        exit_code: found.folder.finished().filter(|_| is_over).and_then(|f| f.exit_code),
+        outcome: found.folder.outcome().filter(|_| is_over),
+        history,
+    }))
+}
+
+pub(super) async fn cancel(
+    State(server): State<Shared>,
+    Path(id): Path<String>,
+    _: Bytes,
+) -> Answer<Value> {
+    let found = find(&server, &id).await?;
+    let unrecorded = drivers::cancel_unrecorded(&server, &found.id, &found.folder, found.has_row)
+        .map_err(|failure| Refused::of(&server, &failure))?;
+    match unrecorded {
+        Cancelled::Queued => Ok(Json(json!({
+            "schema": SCHEMA, "execution_id": found.id, "verdict": "not_begun",
+            "execution_status": null,
+        }))),
+        Cancelled::Told => Ok(Json(json!({
+            "schema": SCHEMA, "execution_id": found.id, "verdict": "interrupted",
+            "execution_status": null,
+        }))),
+        Cancelled::Row => {
+            let asked = found.id.to_string();
+            let document =
+                ask(&server, found.served, move |context| cancel::cancel(context, &asked)).await?;
+            let value = serde_json::to_value(document)
+                .map_err(|error| Refused::of(&server, &Failure::bug(error)))?;
+            Ok(Json(value))
+        }
+    }
+}
+
+pub(super) async fn resolve(
+    State(server): State<Shared>,
+    Path(id): Path<String>,
+    request: Result<Json<ResolveRequest>, JsonRejection>,
+) -> Answer<ResolveDocument> {
+    let Json(request) = request?;
+    let found = find(&server, &id).await?;
+    let refused = |failure| Refused::of(&server, &failure);
+    let decision = match request.decision.as_str() {
+        "adopt" => "--adopt",
+        "discard" => "--discard",
+        "keep" => "--keep",
+        other => {
+            let why = format!("decision: {other:?} is not `adopt`, `discard` or `keep`");
+            return Err(refused(Failure::Usage(why)));
+        }
+    };
+    let mut words = vec!["resolve", "--json", decision];
+    if request.writer_dead {
+        words.push("--writer-dead");
+    }
+    words.push(found.id.as_str());
+    let (code, out) = server.call(&server.served[found.served], &words).await.map_err(refused)?;
+    serde_json::from_slice(&out).map(Json).map_err(|_| {
+        let message = format!(
+            "worktx resolve exited with {code}: only a quarantined attempt can be decided about, \
+             and the log of the server says more"
+        );
+        Refused::new(StatusCode::CONFLICT, "resolve", &message)
+    })
+}
+
+pub(super) async fn diff(
+    State(server): State<Shared>,
+    Path(id): Path<String>,
+    query: Result<Query<Compared>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let Query(compared) = query?;
+    let found = find(&server, &id).await?;
+    let asked = found.id.to_string();
+    let number = compared.attempt;
+    let is_patch = match compared.format.as_deref() {
+        None | Some("json") => false,
+        Some("patch") => true,
+        Some(other) => {
+            let why = format!("format: {other:?} is not `json` or `patch`");
+            return Err(Refused::of(&server, &Failure::Usage(why)));
+        }
+    };
+    let answer = ask(&server, found.served, move |context| {
+        let difference = changes::diff(context, &asked, number)?;
+        if !is_patch {
+            return serde_json::to_vec(&difference.document).map_err(Failure::bug);
+        }
+        let mut bytes = Vec::new();
+        difference.write(&mut bytes)?.map_err(Failure::io("writing the patch"))?;
+        Ok(bytes)
+    })
+    .await?;
+    let kind = if is_patch { "text/x-diff" } else { "application/json" };
+    Ok(([(header::CONTENT_TYPE, kind)], Body::from(answer)).into_response())
+}

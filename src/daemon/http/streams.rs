@@ -1,0 +1,278 @@
+//! What happens while it happens: events as server-sent events, output as bytes.
+//!
+//! # Limitations
+//! That a ledger has changed is told by the file system, which may lose a word: those who follow
+//! look again every few seconds as well.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::sse::{Event as Sent, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream::{self, Stream};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+
+use super::super::documents::Phase;
+use super::super::drivers;
+use super::super::server::Shared;
+use super::answers::{Refused, ask};
+use super::executions::{Found, find};
+use crate::coordinator::error::Failure;
+use crate::coordinator::query;
+use crate::journal::{Event, EventFilter};
+use crate::tx::id::ExecutionId;
+
+/// How often those who follow look again without being told.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// How often a file that is being written is looked at.
+const FOLLOW: Duration = Duration::from_millis(100);
+/// How much output is sent at once, in bytes.
+const CHUNK: usize = 64 * 1024;
+
+/// `?after=&follow=`
+#[derive(Debug, Deserialize)]
+pub(super) struct From {
+    after: Option<i64>,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// One ledger that is followed.
+struct Followed {
+    server: Shared,
+    state: usize,
+    execution: Option<ExecutionId>,
+    after: i64,
+    ready: std::collections::VecDeque<Event>,
+    changed: tokio::sync::watch::Receiver<u64>,
+}
+
+impl Followed {
+    fn new(server: &Shared, state: usize, execution: Option<ExecutionId>, after: i64) -> Self {
+        let changed = server.states[state].changed.clone();
+        Self { server: Shared::clone(server), state, execution, after, ready: [].into(), changed }
+    }
+
+    /// The next event; `None` when the server goes.
+    async fn next(&mut self) -> Option<Event> {
+        let mut draining = self.server.draining.subscribe();
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            // Before the look, so that what comes in between is told.
+            self.changed.mark_unchanged();
+            self.look().await;
+            if !self.ready.is_empty() {
+                continue;
+            }
+            tokio::select! {
+                changed = self.changed.changed() => if changed.is_err() {
+                    // Nobody watches: by time alone.
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                },
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = ended(&mut draining) => return None,
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let Some(served) = self.server.served.iter().position(|s| s.state == self.state) else {
+            return;
+        };
+        let filter = EventFilter {
+            execution: self.execution.clone(),
+            after: Some(self.after),
+            ..EventFilter::default()
+        };
+        let found = ask(&self.server, served, move |context| {
+            let Some(ledger) = context.ledger()? else { return Ok(Vec::new()) };
+            Ok(ledger.events(&filter)?)
+        });
+        match found.await {
+            Ok(found) => {
+                self.after = found.last().map_or(self.after, |event| event.id);
+                self.ready.extend(found);
+            }
+            Err(refused) => tracing::warn!(?refused, "events cannot be read"),
+        }
+    }
+}
+
+/// Until the server begins nothing more.
+async fn ended(draining: &mut tokio::sync::watch::Receiver<bool>) {
+    let _ = draining.wait_for(|draining| *draining).await;
+}
+
+fn sent(server: &Shared, state: usize, event: &Event) -> Sent {
+    let document = json!({
+        "id": event.id, "at": event.at, "execution_id": event.execution,
+        "attempt": event.attempt, "event": event.kind, "from": event.from_state,
+        "to": event.to_state, "detail": event.detail,
+        "state": server.states[state].path.display().to_string(),
+    });
+    let sent = Sent::default().event("event").id(event.id.to_string());
+    // Plain data: it becomes text.
+    sent.json_data(document).unwrap_or_default()
+}
+
+fn sse(stream: impl Stream<Item = Result<Sent, Infallible>> + Send + 'static) -> Response {
+    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// The number after which events are wanted: the header of a client that comes back goes first.
+fn after(headers: &HeaderMap, from: &From) -> Option<i64> {
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
+    last.or(from.after)
+}
+
+/// All events of one state directory; without a number those from now on.
+pub(super) async fn of_all(
+    State(server): State<Shared>,
+    headers: HeaderMap,
+    query: Result<Query<From>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let Query(from) = query?;
+    let mut all = Vec::new();
+    for state in 0..server.states.len() {
+        let Some(served) = server.served.iter().position(|s| s.state == state) else { continue };
+        let start = match after(&headers, &from) {
+            Some(after) => after,
+            None => {
+                ask(&server, served, |context| Ok(context.need_ledger()?.last_event_id()?)).await?
+            }
+        };
+        let followed = Followed::new(&server, state, None, start);
+        let server = Shared::clone(&server);
+        all.push(Box::pin(stream::unfold(followed, move |mut followed| {
+            let server = Shared::clone(&server);
+            async move {
+                let event = followed.next().await?;
+                Some((Ok(sent(&server, state, &event)), followed))
+            }
+        })));
+    }
+    Ok(sse(stream::select_all(all)))
+}
+
+/// The events of one execution: a document, or a stream until it is over.
+pub(super) async fn of_execution(
+    State(server): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    query: Result<Query<From>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let Query(from) = query?;
+    let found = find(&server, &id).await?;
+    let wants = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let follow = from.follow || wants.is_some_and(|kinds| kinds.contains("text/event-stream"));
+    if !follow {
+        let asked = found.id.to_string();
+        let document =
+            ask(&server, found.served, move |context| query::events(context, &asked)).await?;
+        return Ok(Json(document).into_response());
+    }
+    let state = server.served[found.served].state;
+    let start = after(&headers, &from).unwrap_or(0);
+    let followed = Followed::new(&server, state, Some(found.id.clone()), start);
+    let stream = stream::unfold(Some((followed, found)), move |held| {
+        let server = Shared::clone(&server);
+        async move {
+            let (mut followed, found) = held?;
+            let mut over = phase_of(&server, &found);
+            let event = tokio::select! {
+                biased;
+                event = followed.next() => event,
+                () = finished(&mut over) => {
+                    // What came last was recorded before it was over.
+                    followed.look().await;
+                    followed.ready.pop_front()
+                }
+            }?;
+            Some((Ok(sent(&server, state, &event)), Some((followed, found))))
+        }
+    });
+    Ok(sse(stream))
+}
+
+fn phase_of(server: &Shared, found: &Found) -> Option<tokio::sync::watch::Receiver<Phase>> {
+    server.entries().get(&found.id).map(|entry| entry.phase.subscribe())
+}
+
+/// Until a submission is over; at once where it is none.
+async fn finished(phase: &mut Option<tokio::sync::watch::Receiver<Phase>>) {
+    if let Some(phase) = phase {
+        let _ = phase.wait_for(|phase| *phase == Phase::Finished).await;
+    }
+}
+
+/// What a command said on one stream: as far as it is, or followed to its end.
+pub(super) async fn output(
+    State(server): State<Shared>,
+    Path((id, name)): Path<(String, String)>,
+    query: Result<Query<From>, QueryRejection>,
+) -> Result<Response, Refused> {
+    let Query(from) = query?;
+    let found = find(&server, &id).await?;
+    if !["stdout", "stderr"].contains(&name.as_str()) {
+        return Err(Refused::not_found("the streams are stdout and stderr"));
+    }
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    let file = match drivers::open_output(&found.folder, &name) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if !found.is_kept {
+                return Err(Refused::not_found(
+                    "it was not submitted here: its output is not kept",
+                ));
+            }
+            if !from.follow {
+                return Ok((kind, Body::empty()).into_response());
+            }
+            None
+        }
+        Err(error) => {
+            return Err(Refused::of(&server, &Failure::io("reading the output")(error)));
+        }
+    };
+    let file = file.map(tokio::fs::File::from_std);
+    let held = (file, found, name, from.follow);
+    let stream = stream::unfold(held, move |(mut file, found, name, follow)| {
+        let server = Shared::clone(&server);
+        async move {
+            loop {
+                // Asked before the look: what is written before the end is read after it.
+                let phase = server.entries().get(&found.id).map(|entry| *entry.phase.borrow());
+                if file.is_none() {
+                    let opened = drivers::open_output(&found.folder, &name).ok();
+                    file = opened.map(tokio::fs::File::from_std);
+                }
+                if let Some(reading) = &mut file {
+                    let mut bytes = vec![0; CHUNK];
+                    match reading.read(&mut bytes).await {
+                        Ok(0) => {}
+                        Ok(count) => {
+                            bytes.truncate(count);
+                            let held = (file, found, name, follow);
+                            return Some((Ok(Bytes::from(bytes)), held));
+                        }
+                        Err(error) => return Some((Err(error), (None, found, name, false))),
+                    }
+                }
+                if !follow || phase.is_none() || *server.draining.borrow() {
+                    return None;
+                }
+                tokio::time::sleep(FOLLOW).await;
+            }
+        }
+    });
+    Ok((kind, Body::from_stream(stream)).into_response())
+}

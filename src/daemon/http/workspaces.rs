@@ -1,0 +1,92 @@
+//! The server itself and its work trees.
+//!
+//! # Limitations
+//! Whether a work tree can be a base is not asked here: that is a look at all of it.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::super::documents::{Phase, WorkspaceDocument, WorkspacesDocument};
+use super::super::server::Shared;
+use super::answers::{Answer, Refused, ask};
+use crate::coordinator::documents::ReconcileDocument;
+use crate::coordinator::outcome::SCHEMA;
+use crate::tx::state::StateTag;
+
+/// `?workspace=`
+#[derive(Debug, Deserialize)]
+pub(super) struct Which {
+    workspace: Option<String>,
+}
+
+pub(super) async fn health() -> Response {
+    Json(json!({ "schema": SCHEMA, "status": "ok", "version": env!("CARGO_PKG_VERSION") }))
+        .into_response()
+}
+
+pub(super) async fn ready(State(server): State<Shared>) -> Response {
+    let ready = server.is_ready();
+    let draining = *server.draining.borrow();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "schema": SCHEMA, "ready": ready, "draining": draining })))
+        .into_response()
+}
+
+pub(super) async fn metrics(State(server): State<Shared>) -> Result<Response, Refused> {
+    let counting = Shared::clone(&server);
+    let page = tokio::task::spawn_blocking(move || counting.metrics.page(&counting)).await;
+    let page = match page {
+        Ok(page) => page.map_err(|failure| Refused::of(&server, &failure))?,
+        Err(error) => return Err(Refused::of(&server, &super::super::Failure::bug(error))),
+    };
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], page).into_response())
+}
+
+pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocument> {
+    let mut workspaces = Vec::new();
+    for at in 0..server.served.len() {
+        let (unsettled, quarantined) = ask(&server, at, |context| {
+            let Some(ledger) = context.ledger()? else { return Ok((0, 0)) };
+            let unsettled = ledger.unsettled(Some(&context.workspace.id()))?;
+            let mut quarantined = 0;
+            for attempt in &unsettled {
+                quarantined += usize::from(attempt.tag()? == StateTag::Quarantined);
+            }
+            Ok((unsettled.len(), quarantined))
+        })
+        .await?;
+        let entries = server.entries();
+        let here = || entries.iter().filter(|(_, entry)| entry.served == at);
+        let in_phase = |phase| here().filter(move |(_, entry)| *entry.phase.borrow() == phase);
+        workspaces.push(WorkspaceDocument {
+            root: server.served[at].root.display().to_string(),
+            state: server.state_of(at).path.display().to_string(),
+            running: in_phase(Phase::Running).next().map(|(id, _)| id.clone()),
+            queued: in_phase(Phase::Queued).count(),
+            unsettled,
+            quarantined,
+        });
+    }
+    Ok(Json(WorkspacesDocument { schema: SCHEMA, workspaces }))
+}
+
+pub(super) async fn reconcile(
+    State(server): State<Shared>,
+    Query(which): Query<Which>,
+    _: Bytes,
+) -> Answer<ReconcileDocument> {
+    let refused = |failure| Refused::of(&server, &failure);
+    let at = server.find(which.workspace.as_deref()).map_err(refused)?;
+    let called =
+        server.call(&server.served[at], &["reconcile", "--json"]).await.map_err(refused)?;
+    serde_json::from_slice(&called.1).map(Json).map_err(|_| {
+        let message = format!("worktx reconcile exited with {}; its log says why", called.0);
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "reconcile", &message)
+    })
+}

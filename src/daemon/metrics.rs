@@ -1,0 +1,249 @@
+//! What Prometheus reads: counted from the ledgers' events when it asks, so that an idle server
+//! does nothing, and drivers that it did not start are counted too.
+//!
+//! # Limitations
+//! Counters begin with the server; gauges are as the ledger stands.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::documents::Phase;
+use super::server::Server;
+use crate::coordinator::error::Failure;
+use crate::journal::{Event, EventFilter};
+use crate::tx::id::{AttemptNo, ExecutionId};
+use crate::tx::state::StateTag;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Outcome {
+    outcome: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct State {
+    state: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Verdict {
+    verdict: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Workspace {
+    workspace: String,
+}
+
+/// Where the reading of a ledger's events stands.
+#[derive(Default)]
+struct Read {
+    last: Option<i64>,
+    /// When each unsettled attempt came into the state that it is in.
+    since: HashMap<(ExecutionId, AttemptNo), jiff::Timestamp>,
+}
+
+/// All figures.
+pub(super) struct Metrics {
+    registry: Registry,
+    attempts: Family<Outcome, Counter>,
+    verdicts: Family<Verdict, Counter>,
+    durations: Family<State, Histogram>,
+    unsettled: Family<Workspace, Gauge>,
+    quarantined: Family<Workspace, Gauge>,
+    running: Gauge,
+    queued: Gauge,
+    leases: Gauge,
+    requests: Counter<u64, AtomicU64>,
+    read: Mutex<Vec<Read>>,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::with_prefix("worktx");
+        let attempts = Family::<Outcome, Counter>::default();
+        registry.register("attempts", "Attempts that came to an end, by outcome", attempts.clone());
+        let verdicts = Family::<Verdict, Counter>::default();
+        registry.register("gate_verdicts", "Verdicts on a success, by kind", verdicts.clone());
+        // A millisecond to over an hour.
+        let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 4.0, 12));
+        let durations = Family::<State, Histogram>::new_with_constructor(histogram);
+        registry.register_with_unit(
+            "state_duration",
+            "How long attempts were in a state",
+            Unit::Seconds,
+            durations.clone(),
+        );
+        let unsettled = Family::<Workspace, Gauge>::default();
+        registry.register("unsettled", "Attempts that are not settled", unsettled.clone());
+        let quarantined = Family::<Workspace, Gauge>::default();
+        registry.register("quarantined", "Attempts that wait for an operator", quarantined.clone());
+        let (running, queued, leases) = (Gauge::default(), Gauge::default(), Gauge::default());
+        registry.register("drivers", "Drivers that run", running.clone());
+        registry.register("queued", "Submissions that wait", queued.clone());
+        registry.register("guard_leases", "Leases that are given", leases.clone());
+        let requests = Counter::<u64, AtomicU64>::default();
+        registry.register("requests", "Requests that came in", requests.clone());
+        Self {
+            registry,
+            attempts,
+            verdicts,
+            durations,
+            unsettled,
+            quarantined,
+            running,
+            queued,
+            leases,
+            requests,
+            read: Mutex::default(),
+        }
+    }
+
+    /// Counts a request.
+    pub(super) fn request(&self) {
+        self.requests.inc();
+    }
+
+    /// Takes in one event, which came after all before.
+    fn take(&self, read: &mut Read, event: &Event) {
+        read.last = Some(event.id);
+        match event.kind.as_str() {
+            "refused" => self.outcome("refused"),
+            "verdict_won" => self.verdict("won"),
+            "verdict_lost" => self.verdict("lost"),
+            _ => {}
+        }
+        let (Some(attempt), Some(to)) = (event.attempt, event.to_state.as_deref()) else { return };
+        if event.from_state.as_deref() == Some(to) {
+            return;
+        }
+        match to {
+            "done" => self.outcome("committed"),
+            "rolled_back" | "quarantined" | "released" => self.outcome(to),
+            _ => {}
+        }
+        let Ok(at) = event.at.parse::<jiff::Timestamp>() else { return };
+        let key = (event.execution.clone(), attempt);
+        let before = read.since.insert(key.clone(), at);
+        if let (Some(before), Some(from)) = (before, event.from_state.clone()) {
+            let seconds = at.duration_since(before).as_secs_f64().max(0.0);
+            self.durations.get_or_create(&State { state: from }).observe(seconds);
+        }
+        if matches!(to, "done" | "rolled_back" | "released") {
+            read.since.remove(&key);
+        }
+    }
+
+    fn outcome(&self, word: &str) {
+        self.attempts.get_or_create(&Outcome { outcome: word.to_owned() }).inc();
+    }
+
+    fn verdict(&self, word: &str) {
+        self.verdicts.get_or_create(&Verdict { verdict: word.to_owned() }).inc();
+    }
+
+    /// Where the events of each ledger begin to be counted: now.
+    pub(super) fn begin(&self, server: &Server) -> Result<(), Failure> {
+        let mut all = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        for at in 0..server.states.len() {
+            let Some(served) = server.served.iter().find(|served| served.state == at) else {
+                continue;
+            };
+            let last = served.context()?.need_ledger()?.last_event_id()?;
+            all.push(Read { last: Some(last), ..Read::default() });
+        }
+        Ok(())
+    }
+
+    /// The page, in the text form of `OpenMetrics`.
+    pub(super) fn page(&self, server: &Server) -> Result<String, Failure> {
+        let mut all = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        for (at, read) in all.iter_mut().enumerate() {
+            let mut of_state = server.served.iter().filter(|served| served.state == at).peekable();
+            let Some(first) = of_state.peek() else { continue };
+            let ledger = first.context()?.need_ledger()?;
+            let filter = EventFilter { after: read.last, ..EventFilter::default() };
+            for event in ledger.events(&filter)? {
+                self.take(read, &event);
+            }
+            for served in of_state {
+                let id = served.context()?.workspace.id();
+                let unsettled = ledger.unsettled(Some(&id))?;
+                let mut quarantined = 0;
+                for attempt in &unsettled {
+                    quarantined += i64::from(attempt.tag()? == StateTag::Quarantined);
+                }
+                let label = Workspace { workspace: served.root.display().to_string() };
+                let count = i64::try_from(unsettled.len()).unwrap_or(i64::MAX);
+                self.unsettled.get_or_create(&label).set(count);
+                self.quarantined.get_or_create(&label).set(quarantined);
+            }
+        }
+        drop(all);
+        let (mut running, mut queued) = (0, 0);
+        for entry in server.entries().values() {
+            match *entry.phase.borrow() {
+                Phase::Running => running += 1,
+                Phase::Queued => queued += 1,
+                Phase::Finished => {}
+            }
+        }
+        self.running.set(running);
+        self.queued.set(queued);
+        self.leases.set(i64::try_from(server.leases.count()).unwrap_or(i64::MAX));
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry).map_err(Failure::bug)?;
+        Ok(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(id: i64, kind: &str, at: &str, states: Option<(&str, &str)>) -> Event {
+        Event {
+            id,
+            execution: "one".parse().expect("an id"),
+            attempt: Some(AttemptNo(1)),
+            at: at.to_owned(),
+            kind: kind.to_owned(),
+            from_state: states.map(|s| s.0.to_owned()),
+            to_state: states.map(|s| s.1.to_owned()),
+            detail: serde_json::Value::Null,
+        }
+    }
+
+    #[test]
+    fn events_become_figures() {
+        let metrics = Metrics::new();
+        let mut read = Read::default();
+        for event in [
+            event(1, "turn_started", "2026-01-01T00:00:00Z", Some(("open", "open"))),
+            event(2, "sealed", "2026-01-01T00:00:01Z", Some(("open", "sealed"))),
+            event(3, "verdict_won", "2026-01-01T00:00:03Z", Some(("sealed", "committed"))),
+            event(4, "finished", "2026-01-01T00:00:03.5Z", Some(("committed", "done"))),
+        ] {
+            metrics.take(&mut read, &event);
+        }
+        assert_eq!(read.last, Some(4));
+        assert!(read.since.is_empty());
+        let mut page = String::new();
+        text::encode(&mut page, &metrics.registry).expect("text");
+        for line in [
+            "worktx_attempts_total{outcome=\"committed\"} 1",
+            "worktx_gate_verdicts_total{verdict=\"won\"} 1",
+            "worktx_state_duration_seconds_sum{state=\"sealed\"} 2.0",
+            "worktx_state_duration_seconds_sum{state=\"committed\"} 0.5",
+        ] {
+            assert!(page.contains(line), "{line}\n{page}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What one server has: the work trees, their state directories, what was submitted and runs.
+//!
+//! Order rule: the lock of a state directory is taken before anything of it is written.
+//!
+//! # Limitations
+//! The work trees are those of the start; another one needs a restart, which loses nothing.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use notify::Watcher as _;
+use tokio::sync::{Semaphore, watch};
+
+use super::documents::Phase;
+use super::guard::Leases;
+use super::metrics::Metrics;
+use super::{Describe, Options};
+use crate::config::Flags;
+use crate::coordinator::context::{Context, Invocation};
+use crate::coordinator::documents::ReconcileDocument;
+use crate::coordinator::error::Failure;
+use crate::coordinator::place::PRIVATE_FILE;
+use crate::coordinator::session;
+use crate::tx::id::ExecutionId;
+
+/// Held by a server as long as it lives; its text is the server's pid.
+const LOCK: &str = "serve.lock";
+
+/// A work tree that is served.
+pub(super) struct Served {
+    /// Its root.
+    pub(super) root: PathBuf,
+    /// Which of [`Server::states`].
+    pub(super) state: usize,
+    /// One driver at a time, in the order of their submissions.
+    pub(super) turn: Semaphore,
+    invocation: Invocation,
+}
+
+impl Served {
+    /// The workspace as it stands now.
+    pub(super) fn context(&self) -> Result<Context, Failure> {
+        Context::find(self.invocation.clone())
+    }
+}
+
+/// A state directory, of one or several work trees.
+pub(super) struct State {
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// Grows when the ledger may have changed.
+    pub(super) changed: watch::Receiver<u64>,
+    _lock: File,
+    /// `None` where files cannot be watched: then those who follow look again by time.
+    _watcher: Option<notify::RecommendedWatcher>,
+}
+
+/// A submission that is not over.
+pub(super) struct Entry {
+    /// Which of [`Server::served`].
+    pub(super) served: usize,
+    /// How far it is.
+    pub(super) phase: watch::Sender<Phase>,
+    /// The driver, while it runs and is a child.
+    pub(super) driver: Option<i32>,
+}
+
+/// The server.
+pub(super) struct Server {
+    pub(super) served: Vec<Served>,
+    pub(super) states: Vec<State>,
+    /// Bounds the drivers, all together.
+    pub(super) slots: Semaphore,
+    pub(super) entries: Mutex<HashMap<ExecutionId, Entry>>,
+    /// Submissions are taken one after the other.
+    pub(super) submitting: tokio::sync::Mutex<()>,
+    pub(super) leases: Leases,
+    pub(super) metrics: Metrics,
+    pub(super) describe: Describe,
+    /// Grows to `true` when no more work is begun.
+    pub(super) draining: watch::Sender<bool>,
+    is_ready: AtomicBool,
+}
+
+impl Server {
+    /// Finds the work trees, takes their locks, brings their ledgers up to date.
+    pub(super) fn open(options: &Options) -> Result<Self, Failure> {
+        let (mut served, mut states) = (Vec::<Served>::new(), Vec::<State>::new());
+        for dir in &options.workspaces {
+            let flags = Flags { profile: options.profile.clone(), ..Flags::default() };
+            let mut invocation = Invocation::of_process(Some(dir.clone()), flags)?;
+            let context = Context::find(invocation.clone())?;
+            let root = context.workspace.root().to_owned();
+            if served.iter().any(|other| other.root == root) {
+                continue;
+            }
+            context.place.create(context.workspace.common_dir())?;
+            let known = states.iter().position(|state| state.path == context.place.state);
+            let state = if let Some(known) = known {
+                known
+            } else {
+                states.push(open_state(&context)?);
+                states.len() - 1
+            };
+            // By its root from now on, whatever becomes of the directory that was named.
+            invocation.workspace = Some(root.clone());
+            served.push(Served { root, state, turn: Semaphore::new(1), invocation });
+        }
+        let slots = match options.max_running {
+            0 => served.len(),
+            bound => bound,
+        };
+        Ok(Self {
+            served,
+            states,
+            slots: Semaphore::new(slots),
+            entries: Mutex::default(),
+            submitting: tokio::sync::Mutex::default(),
+            leases: Leases::default(),
+            metrics: Metrics::new(),
+            describe: options.describe,
+            draining: watch::Sender::new(false),
+            is_ready: AtomicBool::new(false),
+        })
+    }
+
+    /// Settles what crashes left, by drivers, before anything new begins.
+    pub(super) async fn reconcile(&self) -> Result<(), Failure> {
+        for (at, state) in self.states.iter().enumerate() {
+            let Some(served) = self.served.iter().find(|served| served.state == at) else {
+                continue;
+            };
+            let (code, out) = self.call(served, &["reconcile", "--json"]).await?;
+            let said: Option<ReconcileDocument> = serde_json::from_slice(&out).ok();
+            if let Some(said) = said {
+                tracing::info!(
+                    state = %state.path.display(), left = said.left,
+                    attempts = said.attempts.len(), "reconciled"
+                );
+            } else {
+                tracing::warn!(state = %state.path.display(), code, "not reconciled");
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a command of worktx on a work tree, as a process of its own; exit code and output.
+    pub(super) async fn call(
+        &self,
+        served: &Served,
+        words: &[&str],
+    ) -> Result<(i32, Vec<u8>), Failure> {
+        let output = tokio::process::Command::new("/proc/self/exe")
+            .arg("--workspace")
+            .arg(&served.root)
+            .args(words)
+            .current_dir(&served.root)
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .process_group(0)
+            .output()
+            .await
+            .map_err(Failure::io(format!("starting worktx {}", words.join(" "))))?;
+        Ok((output.status.code().unwrap_or(i32::from(u8::MAX)), output.stdout))
+    }
+
+    /// The work tree that a request names; the only one where it names none.
+    pub(super) fn find(&self, workspace: Option<&str>) -> Result<usize, Failure> {
+        let Some(name) = workspace else {
+            return match self.served.len() {
+                1 => Ok(0),
+                _ => Err(Failure::Usage(
+                    "several work trees are served: name one as `workspace`".to_owned(),
+                )),
+            };
+        };
+        let path = Path::new(name);
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        // The innermost, where one lies in the other.
+        let fits = self.served.iter().enumerate().filter(|(_, s)| path.starts_with(&s.root));
+        fits.max_by_key(|(_, served)| served.root.as_os_str().len()).map(|(at, _)| at).ok_or_else(
+            || Failure::impossible(format!("{name} is not served"), "GET /v1/workspaces"),
+        )
+    }
+
+    /// The folder of state of a work tree.
+    pub(super) fn state_of(&self, served: usize) -> &State {
+        &self.states[self.served[served].state]
+    }
+
+    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<ExecutionId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_ready(&self) {
+        self.is_ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether requests for work are taken.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed) && !*self.draining.borrow()
+    }
+}
+
+fn open_state(context: &Context) -> Result<State, Failure> {
+    let path = context.place.state.clone();
+    let lock = take(&path.join(LOCK))?;
+    session::write_ledger(&context.place)?;
+    let (sender, changed) = watch::channel(0);
+    let watcher = watch_ledger(&path, sender)
+        .inspect_err(|error| {
+            tracing::warn!(%error, "the ledger cannot be watched: events come by time");
+        })
+        .ok();
+    Ok(State { path, changed, _lock: lock, _watcher: watcher })
+}
+
+fn take(path: &Path) -> Result<File, Failure> {
+    let io = || Failure::io(format!("taking {}", path.display()));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE_FILE)
+        .open(path)
+        .map_err(io())?;
+    match file.try_lock() {
+        Ok(()) => {
+            let write = |file: &mut File| {
+                file.set_len(0)?;
+                writeln!(file, "{}", std::process::id())
+            };
+            write(&mut file).map_err(io())?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let who = pid.trim();
+            Err(Failure::impossible(
+                format!("another worktx serve (pid {who}) serves this repository"),
+                "worktx serve --check asks whether it is well",
+            ))
+        }
+        Err(TryLockError::Error(error)) => Err(io()(error)),
+    }
+}
+
+/// Tells whenever a file of the ledger is changed.
+fn watch_ledger(
+    state: &Path,
+    changed: watch::Sender<u64>,
+) -> notify::Result<notify::RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let is_change = event.is_ok_and(|event| {
+            let of_ledger = |path: &PathBuf| {
+                path.file_name()
+                    .is_some_and(|name| name.as_encoded_bytes().starts_with(b"ledger.db"))
+            };
+            // Readers open and close it too; a lost event says so by asking for a rescan.
+            event.need_rescan() || (!event.kind.is_access() && event.paths.iter().any(of_ledger))
+        });
+        if is_change {
+            changed.send_modify(|number| *number += 1);
+        }
+    })?;
+    watcher.watch(state, notify::RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}
+
+/// What a handler holds.
+pub(super) type Shared = Arc<Server>;

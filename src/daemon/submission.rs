@@ -1,0 +1,235 @@
+//! What was submitted, on disk: one folder an execution, in the state directory.
+//!
+//! ```text
+//! submitted/<execution>/request.json    what was asked for; durable before it is answered
+//!                       stdin           its standard input
+//!                       driver.lock     held by the driver, by an inherited handle, as long as it lives
+//!                       stdout, stderr  what command and driver said
+//!                       outcome.json    the outcome document, by the driver
+//!                       finished.json   the driver is over
+//! ```
+//!
+//! Order rule: the lock is held before the driver exists and goes with its last handle, so that a
+//! server which was killed in between leaves no doubt whether there is one.
+//!
+//! # Limitations
+//! The output of a command is kept whole; its size is the command's own business.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::documents::Submission;
+use crate::base::durable;
+use crate::coordinator::outcome::Outcome;
+use crate::coordinator::place::{PRIVATE_DIR, PRIVATE_FILE};
+use crate::tx::id::ExecutionId;
+
+/// How many finished submissions are kept.
+const KEPT: usize = 500;
+
+const REQUEST: &str = "request.json";
+const STDIN: &str = "stdin";
+const LOCK: &str = "driver.lock";
+const OUTCOME: &str = "outcome.json";
+const FINISHED: &str = "finished.json";
+
+/// What is written down when a driver is over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Finished {
+    /// Its exit code; `None` where no server saw it.
+    pub(super) exit_code: Option<u8>,
+    /// When, RFC 3339.
+    pub(super) at: String,
+}
+
+/// The request as it is kept: with its workspace, whatever was left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    /// The root of the work tree.
+    pub(super) root: PathBuf,
+    /// What was asked for.
+    pub(super) request: Submission,
+}
+
+/// The folder of one submission.
+#[derive(Clone, Debug)]
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn of(state: &Path, id: &ExecutionId) -> Self {
+        Self(state.join("submitted").join(id.as_str()))
+    }
+
+    /// All of a state directory, with their names.
+    pub(super) fn all(state: &Path) -> Vec<(ExecutionId, Self)> {
+        let entries = fs::read_dir(state.join("submitted")).into_iter().flatten().flatten();
+        let named = entries.filter_map(|entry| {
+            let id: ExecutionId = entry.file_name().to_str()?.parse().ok()?;
+            Some((id, Self(entry.path())))
+        });
+        named.collect()
+    }
+
+    /// What was asked for; `None` where nothing was, wholly.
+    pub(super) fn kept(&self) -> io::Result<Option<Kept>> {
+        match fs::read(self.0.join(REQUEST)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps a request, durably; what an earlier try of it left goes first.
+    pub(super) fn keep(&self, kept: &Kept) -> io::Result<()> {
+        durable::create_dir_all(&self.0, PRIVATE_DIR)?;
+        for name in [FINISHED, OUTCOME] {
+            durable::remove_file(&self.0.join(name))?;
+        }
+        if let Some(text) = &kept.request.stdin {
+            durable::write_file(&self.0.join(STDIN), text.as_bytes(), PRIVATE_FILE)?;
+        }
+        durable::write_file(&self.0.join(REQUEST), &serde_json::to_vec(kept)?, PRIVATE_FILE)
+    }
+
+    /// The lock for a driver; `None` where one lives.
+    pub(super) fn try_lock(&self) -> io::Result<Option<File>> {
+        let file = self.open_lock()?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// Waits until no driver lives.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        self.open_lock()?.lock()
+    }
+
+    fn open_lock(&self) -> io::Result<File> {
+        private().read(true).create(true).truncate(false).open(self.0.join(LOCK))
+    }
+
+    /// What the command reads.
+    pub(super) fn input(&self) -> io::Result<File> {
+        match File::open(self.0.join(STDIN)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open("/dev/null"),
+            opened => opened,
+        }
+    }
+
+    /// Empty files for what is said.
+    pub(super) fn outputs(&self) -> io::Result<(File, File)> {
+        let open = |name| private().create(true).truncate(true).open(self.0.join(name));
+        Ok((open("stdout")?, open("stderr")?))
+    }
+
+    /// The file of what was said: `stdout` or `stderr`.
+    pub(super) fn output(&self, stream: &str) -> PathBuf {
+        self.0.join(stream)
+    }
+
+    /// Where the driver puts the outcome.
+    pub(super) fn outcome_file(&self) -> PathBuf {
+        self.0.join(OUTCOME)
+    }
+
+    /// The outcome that the driver left.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        serde_json::from_slice(&fs::read(self.outcome_file()).ok()?).ok()
+    }
+
+    /// Whether the driver is over, and how.
+    pub(super) fn finished(&self) -> Option<Finished> {
+        serde_json::from_slice(&fs::read(self.0.join(FINISHED)).ok()?).ok()
+    }
+
+    /// Writes down that the driver is over.
+    pub(super) fn finish(&self, finished: &Finished) -> io::Result<()> {
+        durable::write_file(&self.0.join(FINISHED), &serde_json::to_vec(finished)?, PRIVATE_FILE)
+    }
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(PRIVATE_FILE);
+    options
+}
+
+/// Removes the oldest finished submissions beyond [`KEPT`]; what cannot be removed stays.
+pub(super) fn forget_old(state: &Path) {
+    let mut finished: Vec<(String, Folder)> = Folder::all(state)
+        .into_iter()
+        .filter_map(|(_, folder)| Some((folder.finished()?.at, folder)))
+        .collect();
+    finished.sort_by(|a, b| b.0.cmp(&a.0));
+    for (_, folder) in finished.into_iter().skip(KEPT) {
+        if let Err(error) = fs::remove_dir_all(&folder.0) {
+            tracing::warn!(%error, folder = %folder.0.display(), "a finished submission stays");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(command: &str) -> Kept {
+        let request = Submission { command: vec![command.to_owned()], ..Submission::default() };
+        Kept { root: PathBuf::from("/tree"), request }
+    }
+
+    #[test]
+    fn a_request_is_kept_and_an_earlier_end_forgotten() -> io::Result<()> {
+        let state = tempfile::tempdir()?;
+        let id: ExecutionId = "one".parse().expect("an id");
+        let folder = Folder::of(state.path(), &id);
+        assert!(folder.kept()?.is_none() && folder.finished().is_none());
+        folder.keep(&kept("a"))?;
+        folder.finish(&Finished { exit_code: Some(10), at: "2026-01-01T00:00:00Z".to_owned() })?;
+        assert_eq!(folder.finished().and_then(|f| f.exit_code), Some(10));
+        folder.keep(&kept("b"))?;
+        assert_eq!(folder.kept()?, Some(kept("b")));
+        assert!(folder.finished().is_none());
+        let found: Vec<_> = Folder::all(state.path()).into_iter().map(|(id, _)| id).collect();
+        assert_eq!(found, [id]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_driver_is_known_by_its_lock() -> io::Result<()> {
+        let state = tempfile::tempdir()?;
+        let folder = Folder::of(state.path(), &"one".parse().expect("an id"));
+        folder.keep(&kept("a"))?;
+        let held = folder.try_lock()?;
+        assert!(held.is_some() && folder.try_lock()?.is_none());
+        drop(held);
+        assert!(folder.try_lock()?.is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn the_oldest_finished_go() -> io::Result<()> {
+        let state = tempfile::tempdir()?;
+        for n in 0..KEPT + 2 {
+            let id = format!("e{n:04}").parse().expect("an id");
+            let folder = Folder::of(state.path(), &id);
+            fs::create_dir_all(&folder.0)?;
+            let text = format!("{{\"exit_code\":0,\"at\":\"{n:06}\"}}");
+            fs::write(folder.0.join(FINISHED), text)?;
+        }
+        let waiting = Folder::of(state.path(), &"waits".parse().expect("an id"));
+        waiting.keep(&kept("a"))?;
+        forget_old(state.path());
+        let mut left: Vec<_> =
+            Folder::all(state.path()).into_iter().map(|(id, _)| id.to_string()).collect();
+        left.sort();
+        assert_eq!((left.len(), left[0].as_str()), (KEPT + 1, "e0002"));
+        assert!(left.contains(&"waits".to_owned()));
+        Ok(())
+    }
+}
