@@ -58,7 +58,10 @@ pub(super) async fn submit(server: &Shared, mut request: Submission) -> Result<S
     let retry = std::mem::take(&mut request.retry);
     check(&request)?;
     let at = server.find(request.workspace.as_deref())?;
-    let kept = Kept { root: server.served[at].root.clone(), request };
+    let root = server.served[at].root.clone();
+    // However it was named: two names of one work tree are one request.
+    request.workspace = None;
+    let kept = Kept { root, request, at: clock::now_rfc3339() };
     let _one = server.submitting.lock().await;
     let folder = Folder::of(&server.state_of(at).path, &id);
     let running = server.entries().get(&id).map(|entry| *entry.phase.borrow());
@@ -66,8 +69,8 @@ pub(super) async fn submit(server: &Shared, mut request: Submission) -> Result<S
     if let Some(before) = before {
         let submitted = |phase| Submitted { id: id.clone(), served: at, phase, existed: true };
         match running {
-            Some(phase) if before == kept => return Ok(submitted(phase)),
-            None if before == kept && !retry => return Ok(submitted(Phase::Finished)),
+            Some(phase) if before.is_same(&kept) => return Ok(submitted(phase)),
+            None if before.is_same(&kept) && !retry => return Ok(submitted(Phase::Finished)),
             None if retry => {}
             _ => {
                 return Err(Failure::impossible(
@@ -132,15 +135,15 @@ pub(super) fn resume(server: &Shared) -> Result<(), Failure> {
         for (id, folder) in Folder::all(&server.states[served.state].path) {
             let Ok(Some(kept)) = folder.kept() else { continue };
             if kept.root == served.root && folder.finished().is_none() {
-                found.push((id, folder));
+                let lock = folder.try_lock().map_err(Failure::io("looking for a driver"))?;
+                // What runs is before all that waits, and that waits in the order in which it came.
+                found.push((lock.is_none(), kept.at, id, folder));
             }
         }
-        // A ULID begins with its time: the oldest first.
-        found.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+        found.sort_by(|a, b| (!a.0, &a.1, a.2.as_str()).cmp(&(!b.0, &b.1, b.2.as_str())));
         let context = served.context()?;
         let ledger = context.ledger()?;
-        for (id, folder) in found {
-            let lock = folder.try_lock().map_err(Failure::io("looking for a driver"))?;
+        for (runs, _, id, folder) in found {
             let row = match &ledger {
                 Some(ledger) => ledger.execution(&id)?.map(|found| found.row),
                 None => None,
@@ -150,7 +153,7 @@ pub(super) fn resume(server: &Shared) -> Result<(), Failure> {
             let began = row.as_ref().is_some_and(|row| {
                 row.current_attempt.is_some() || !matches!(row.status, Status::Queued)
             });
-            if lock.is_none() {
+            if runs {
                 tracing::info!(%id, "a driver of an earlier server goes on");
                 adopt(server, at, id, folder);
             } else if began {

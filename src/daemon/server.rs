@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use notify::Watcher as _;
 use tokio::sync::{Semaphore, watch};
@@ -31,6 +32,9 @@ use crate::tx::id::ExecutionId;
 
 /// Held by a server as long as it lives; its text is the server's pid.
 const LOCK: &str = "serve.lock";
+/// How long a killed server may take to be gone, and how often that is asked.
+const DYING: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_millis(20);
 
 /// A work tree that is served.
 pub(super) struct Served {
@@ -231,7 +235,14 @@ fn take(path: &Path) -> Result<File, Failure> {
         .mode(PRIVATE_FILE)
         .open(path)
         .map_err(io())?;
-    match file.try_lock() {
+    // One that was killed a moment ago may not be gone yet: its successor waits for that.
+    let until = Instant::now() + DYING;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < until {
+        std::thread::sleep(RETRY);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {
             let write = |file: &mut File| {
                 file.set_len(0)?;

@@ -53,6 +53,15 @@ pub(super) struct Kept {
     pub(super) root: PathBuf,
     /// What was asked for.
     pub(super) request: Submission,
+    /// When, RFC 3339.
+    pub(super) at: String,
+}
+
+impl Kept {
+    /// Whether another request asks for the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (&self.root, &self.request) == (&other.root, &other.request)
+    }
 }
 
 /// The folder of one submission.
@@ -180,7 +189,7 @@ mod tests {
 
     fn kept(command: &str) -> Kept {
         let request = Submission { command: vec![command.to_owned()], ..Submission::default() };
-        Kept { root: PathBuf::from("/tree"), request }
+        Kept { root: PathBuf::from("/tree"), request, at: String::new() }
     }
 
     #[test]
