@@ -24,6 +24,10 @@ use super::submission::{Finished, Folder, Kept, forget_old};
 use crate::base::clock;
 use crate::config::value;
 use crate::coordinator::error::Failure;
+use crate::coordinator::outcome::{Outcome, OutcomeWord};
+use crate::journal::Filter;
+use crate::process;
+use crate::tx::cause::ErrorCode;
 use crate::tx::id::ExecutionId;
 use crate::tx::verdict::Status;
 
@@ -80,8 +84,13 @@ pub(super) async fn submit(server: &Shared, mut request: Submission) -> Result<S
             }
         }
     }
-    folder.keep(&kept).map_err(Failure::io("keeping the request"))?;
-    forget_old(&server.state_of(at).path);
+    let (keeping, state) = (folder.clone(), server.state_of(at).path.clone());
+    let keep = tokio::task::spawn_blocking(move || {
+        keeping.keep(&kept)?;
+        forget_old(&state);
+        Ok(())
+    });
+    keep.await.map_err(Failure::bug)?.map_err(Failure::io("keeping the request"))?;
     enqueue(server, at, id.clone(), folder);
     Ok(Submitted { id, served: at, phase: Phase::Queued, existed: false })
 }
@@ -190,10 +199,31 @@ fn enqueue(server: &Shared, served: usize, id: ExecutionId, folder: Folder) {
         let code = drive(&server, served, &id, &folder).await;
         match &code {
             Ok(code) => tracing::info!(%id, code, "a driver is over"),
-            Err(error) => tracing::warn!(%id, %error, "no driver could be started"),
+            Err(error) => {
+                tracing::warn!(%id, %error, "no driver could be started");
+                not_started(&server, served, &id, &folder, error);
+            }
         }
         finish(&server, &id, &folder, code.ok());
     });
+}
+
+/// Leaves the outcome of what could not be started: its folder is not there, say.
+fn not_started(
+    server: &Server,
+    served: usize,
+    id: &ExecutionId,
+    folder: &Folder,
+    error: &std::io::Error,
+) {
+    let root = server.served[served].root.display().to_string();
+    let mut outcome = Outcome::without_attempt(id.clone(), OutcomeWord::Error, &root);
+    outcome.reason = Some("not_started".to_owned());
+    outcome.error_code = Some(ErrorCode::Internal);
+    outcome.detail = Some(format!("no driver could be started: {error}"));
+    if let Err(error) = folder.leave_outcome(&outcome) {
+        tracing::warn!(%id, %error, "its outcome could not be left");
+    }
 }
 
 fn adopt(server: &Shared, served: usize, id: ExecutionId, folder: Folder) {
@@ -340,13 +370,36 @@ pub(super) async fn drain(server: &Server, patience: Duration) {
     if tokio::time::timeout(patience, idle(server)).await.is_ok() {
         return;
     }
-    for entry in server.entries().values() {
-        if let Some(driver) = entry.driver.and_then(Pid::from_raw) {
-            let _ = kill_process(driver, Signal::TERM);
+    for (id, entry) in &*server.entries() {
+        if *entry.phase.borrow() != Phase::Running {
+            continue;
+        }
+        match entry.driver.and_then(Pid::from_raw) {
+            // A child that was not reaped: the pid is its own.
+            Some(driver) => drop(kill_process(driver, Signal::TERM)),
+            None => terminate_adopted(server, entry.served, id),
         }
     }
     if tokio::time::timeout(ROLL_BACK, idle(server)).await.is_err() {
         tracing::warn!("drivers go on without a server");
+    }
+}
+
+/// A driver of an earlier server is known by what the ledger says of it.
+fn terminate_adopted(server: &Server, served: usize, id: &ExecutionId) {
+    let owner = || {
+        let ledger = server.served[served].context()?.need_ledger()?;
+        let filter = Filter { execution: Some(id.clone()), limit: Some(1), ..Filter::default() };
+        let attempts = ledger.attempts(&filter)?;
+        let owner = attempts.first().map(crate::journal::Attempt::owner).transpose()?;
+        Ok::<_, Failure>(owner.flatten())
+    };
+    match owner() {
+        Ok(Some(owner)) if process::is_alive(&owner.host, &owner.process) == Some(true) => {
+            process::terminate(&owner.process);
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%id, %error, "its driver could not be found"),
     }
 }
 

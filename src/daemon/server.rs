@@ -75,6 +75,16 @@ pub(super) struct Entry {
     pub(super) driver: Option<i32>,
 }
 
+/// What a command of worktx came to.
+pub(super) struct Called {
+    /// Its exit code.
+    pub(super) code: i32,
+    /// Its document.
+    pub(super) out: Vec<u8>,
+    /// What it said on stderr.
+    pub(super) said: String,
+}
+
 /// The server.
 pub(super) struct Server {
     pub(super) served: Vec<Served>,
@@ -140,7 +150,7 @@ impl Server {
             let Some(served) = self.served.iter().find(|served| served.state == at) else {
                 continue;
             };
-            let (code, out) = self.call(served, &["reconcile", "--json"]).await?;
+            let Called { code, out, .. } = self.call(served, &["reconcile", "--json"]).await?;
             let said: Option<ReconcileDocument> = serde_json::from_slice(&out).ok();
             if let Some(said) = said {
                 tracing::info!(
@@ -154,24 +164,24 @@ impl Server {
         Ok(())
     }
 
-    /// Runs a command of worktx on a work tree, as a process of its own; exit code and output.
-    pub(super) async fn call(
-        &self,
-        served: &Served,
-        words: &[&str],
-    ) -> Result<(i32, Vec<u8>), Failure> {
+    /// Runs a command of worktx on a work tree, as a process of its own.
+    pub(super) async fn call(&self, served: &Served, words: &[&str]) -> Result<Called, Failure> {
         let output = tokio::process::Command::new("/proc/self/exe")
             .arg("--workspace")
             .arg(&served.root)
             .args(words)
             .current_dir(&served.root)
             .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
             .process_group(0)
             .output()
             .await
             .map_err(Failure::io(format!("starting worktx {}", words.join(" "))))?;
-        Ok((output.status.code().unwrap_or(i32::from(u8::MAX)), output.stdout))
+        let code = output.status.code().unwrap_or(i32::from(u8::MAX));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !said.is_empty() {
+            tracing::info!(code, command = words.join(" "), said = said.trim_end(), "called");
+        }
+        Ok(Called { code, out: output.stdout, said })
     }
 
     /// The work tree that a request names; the only one where it names none.

@@ -147,6 +147,15 @@ impl Folder {
         self.0.join(OUTCOME)
     }
 
+    /// Leaves an outcome in the driver's stead.
+    pub(super) fn leave_outcome(&self, outcome: &Outcome) -> io::Result<()> {
+        durable::write_file(
+            &self.outcome_file(),
+            &serde_json::to_vec_pretty(outcome)?,
+            PRIVATE_FILE,
+        )
+    }
+
     /// The outcome that the driver left.
     pub(super) fn outcome(&self) -> Option<Outcome> {
         serde_json::from_slice(&fs::read(self.outcome_file()).ok()?).ok()
@@ -171,10 +180,12 @@ fn private() -> OpenOptions {
 
 /// Removes the oldest finished submissions beyond [`KEPT`]; what cannot be removed stays.
 pub(super) fn forget_old(state: &Path) {
-    let mut finished: Vec<(String, Folder)> = Folder::all(state)
-        .into_iter()
-        .filter_map(|(_, folder)| Some((folder.finished()?.at, folder)))
-        .collect();
+    let all = Folder::all(state);
+    if all.len() <= KEPT {
+        return;
+    }
+    let mut finished: Vec<(String, Folder)> =
+        all.into_iter().filter_map(|(_, folder)| Some((folder.finished()?.at, folder))).collect();
     finished.sort_by(|a, b| b.0.cmp(&a.0));
     for (_, folder) in finished.into_iter().skip(KEPT) {
         if let Err(error) = fs::remove_dir_all(&folder.0) {

@@ -40,7 +40,7 @@ pub use death::{Death, Living, check, operators_word, stop};
 pub use find::{ProgramNotFound, find_program};
 pub use signals::{Request, Signals};
 pub use supervisor::run_supervisor_if_asked;
-pub use table::{is_alive, own_ancestry, own_process, this_host};
+pub use table::{is_alive, own_ancestry, own_process, terminate, this_host};
 pub use turn::{StartError, Waiting, start};
 
 use crate::tx::writer::{EndedBy, ProvenDead, TurnResult};

@@ -127,6 +127,11 @@ pub(super) fn send(id: &ProcessId, signal: Signal) -> bool {
     living(id).is_some() && pidfd_send_signal(handle, signal).is_ok()
 }
 
+/// Asks a process to end, by SIGTERM; nothing where it is not there any more.
+pub fn terminate(id: &ProcessId) {
+    send(id, Signal::TERM);
+}
+
 /// The command line, shortened, unprintable characters replaced; the name in brackets where
 /// there is none.
 pub(super) fn command_line(pid: i32) -> String {

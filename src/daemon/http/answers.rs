@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use super::super::documents::Problem;
-use super::super::server::Shared;
+use super::super::server::{Called, Shared};
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::outcome::SCHEMA;
@@ -46,6 +46,18 @@ impl Refused {
 
     pub(super) fn method() -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this cannot be done with it")
+    }
+
+    /// A command that could not do it, in its own words.
+    pub(super) fn called(status: StatusCode, reason: &str, called: &Called) -> Self {
+        let line = |word: &str| {
+            called.said.lines().find_map(|line| Some(line.strip_prefix(word)?.trim().to_owned()))
+        };
+        let said = || format!("worktx {reason} exited with {}", called.code);
+        let mut refused = Self::new(status, reason, &line("Error:").unwrap_or_else(said));
+        refused.problem.hint = line("Hint:");
+        refused.problem.exit_code = u8::try_from(called.code).unwrap_or(u8::MAX);
+        refused
     }
 
     /// A failure of the coordinator, in the words of the command line.

@@ -266,14 +266,10 @@ pub(super) async fn resolve(
         words.push("--writer-dead");
     }
     words.push(found.id.as_str());
-    let (code, out) = server.call(&server.served[found.served], &words).await.map_err(refused)?;
-    serde_json::from_slice(&out).map(Json).map_err(|_| {
-        let message = format!(
-            "worktx resolve exited with {code}: only a quarantined attempt can be decided about, \
-             and the log of the server says more"
-        );
-        Refused::new(StatusCode::CONFLICT, "resolve", &message)
-    })
+    let called = server.call(&server.served[found.served], &words).await.map_err(refused)?;
+    serde_json::from_slice(&called.out)
+        .map(Json)
+        .map_err(|_| Refused::called(StatusCode::CONFLICT, "resolve", &called))
 }
 
 pub(super) async fn diff(

@@ -118,10 +118,6 @@ async fn at_the_door(
     request: Request,
     next: Next,
 ) -> Response {
-    if !door.takes(Instant::now()) {
-        return Refused::new(StatusCode::TOO_MANY_REQUESTS, "too_many", "too many requests")
-            .into_response();
-    }
     if !door.knows(&request) {
         return Refused::new(
             StatusCode::UNAUTHORIZED,
@@ -129,6 +125,11 @@ async fn at_the_door(
             "the token is missing or wrong",
         )
         .into_response();
+    }
+    // Whoever has no token takes nothing from those who have.
+    if !door.takes(Instant::now()) {
+        return Refused::new(StatusCode::TOO_MANY_REQUESTS, "too_many", "too many requests")
+            .into_response();
     }
     next.run(request).await
 }

@@ -26,7 +26,7 @@ use super::answers::{Refused, ask};
 use super::executions::{Found, find};
 use crate::coordinator::error::Failure;
 use crate::coordinator::query;
-use crate::journal::{Event, EventFilter};
+use crate::journal::{Event, EventFilter, Filter};
 use crate::tx::id::ExecutionId;
 
 /// How often those who follow look again without being told.
@@ -191,7 +191,7 @@ pub(super) async fn of_execution(
             let event = tokio::select! {
                 biased;
                 event = followed.next() => event,
-                () = finished(&mut over) => {
+                () = finished(&server, &found, &mut over) => {
                     // What came last was recorded before it was over.
                     followed.look().await;
                     followed.ready.pop_front()
@@ -207,10 +207,31 @@ fn phase_of(server: &Shared, found: &Found) -> Option<tokio::sync::watch::Receiv
     server.entries().get(&found.id).map(|entry| entry.phase.subscribe())
 }
 
-/// Until a submission is over; at once where it is none.
-async fn finished(phase: &mut Option<tokio::sync::watch::Receiver<Phase>>) {
+/// Until a submission is over; where it is none, until no coordinator is at work on it.
+async fn finished(
+    server: &Shared,
+    found: &Found,
+    phase: &mut Option<tokio::sync::watch::Receiver<Phase>>,
+) {
     if let Some(phase) = phase {
         let _ = phase.wait_for(|phase| *phase == Phase::Finished).await;
+        return;
+    }
+    loop {
+        let filter = Filter { execution: Some(found.id.clone()), ..Filter::default() };
+        let running = ask(server, found.served, move |context| {
+            let Some(ledger) = context.ledger()? else { return Ok(false) };
+            for attempt in ledger.attempts(&filter)? {
+                if query::is_running(&attempt)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        });
+        if !matches!(running.await, Ok(true)) {
+            return;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

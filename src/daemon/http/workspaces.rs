@@ -85,8 +85,7 @@ pub(super) async fn reconcile(
     let at = server.find(which.workspace.as_deref()).map_err(refused)?;
     let called =
         server.call(&server.served[at], &["reconcile", "--json"]).await.map_err(refused)?;
-    serde_json::from_slice(&called.1).map(Json).map_err(|_| {
-        let message = format!("worktx reconcile exited with {}; its log says why", called.0);
-        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "reconcile", &message)
-    })
+    serde_json::from_slice(&called.out)
+        .map(Json)
+        .map_err(|_| Refused::called(StatusCode::INTERNAL_SERVER_ERROR, "reconcile", &called))
 }
