@@ -34,7 +34,7 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
     let style = Style::stderr(global.color);
     match request(global, args, id.clone()).and_then(|request| begin::run(&request)) {
         Ok(outcome) => {
-            leave(file.as_deref(), &outcome)?;
+            leave(file.as_deref(), &outcome);
             if json {
                 output::json(&outcome)?;
             }
@@ -44,7 +44,7 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
         Err(failure) if json || file.is_some() => {
             output::say(&error::report(style, &failure));
             let outcome = failed(&failure, id, &root);
-            leave(file.as_deref(), &outcome)?;
+            leave(file.as_deref(), &outcome);
             if json {
                 output::json(&outcome)?;
             }
@@ -54,12 +54,16 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
     }
 }
 
-/// Writes the document where `--outcome-file` says.
-fn leave(file: Option<&Path>, outcome: &Outcome) -> Result<(), Failure> {
-    let Some(file) = file else { return Ok(()) };
-    let bytes = serde_json::to_vec_pretty(outcome).map_err(Failure::bug)?;
-    let writing = Failure::io(format!("writing the outcome to {}", file.display()));
-    durable::write_file(file, &bytes, PRIVATE_FILE).map_err(writing)
+/// Writes the document where `--outcome-file` says. That it cannot be changes no outcome.
+fn leave(file: Option<&Path>, outcome: &Outcome) {
+    let Some(file) = file else { return };
+    let written = serde_json::to_vec_pretty(outcome)
+        .map_err(std::io::Error::other)
+        .and_then(|bytes| durable::write_file(file, &bytes, PRIVATE_FILE));
+    if let Err(error) = written {
+        let file = file.display();
+        output::say(&format!("warning: the outcome could not be written to {file}: {error}\n"));
+    }
 }
 
 /// The document of something that did not run.

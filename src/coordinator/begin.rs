@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -21,7 +21,7 @@ use super::drive::{Driver, Live, chain};
 use super::error::Failure;
 use super::gitdir;
 use super::outcome::{Outcome, OutcomeWord};
-use super::place::{PRIVATE_DIR, PRIVATE_FILE, temporary_name};
+use super::place::{PRIVATE_DIR, PRIVATE_FILE, Place, temporary_name};
 use super::seal::hex;
 use super::session::Session;
 use super::spec::AttemptSpec;
@@ -33,6 +33,7 @@ use crate::git::judge::{self};
 use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::reflog;
 use crate::git::refusal::Refusal;
+use crate::git::workspace::Workspace;
 use crate::hook::Capture;
 use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
@@ -79,7 +80,7 @@ pub struct RunRequest {
 }
 
 /// Kinds of work that never open a transaction: no recursion.
-const UNPROTECTED: [&str; 3] = ["validation", "maintenance", "health"];
+pub const UNPROTECTED: [&str; 3] = ["validation", "maintenance", "health"];
 
 /// Runs a command as a transaction, to its end.
 ///
@@ -103,8 +104,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
         // Of such a repository nothing can be opened, the ledger's place included.
         return Err(Failure::Refused { refusals, warnings: Vec::new() });
     }
-    let (workspace, place) = (context.workspace.clone(), context.place.clone());
-    let mut session = Session::open(workspace, place, "run", request.wait)?;
+    let mut session = open(request, signals, &context.workspace, &context.place)?;
     let loaded = context.user.clone();
     let mut begin = Begin { request, signals, program, git_env, loaded };
     if unprotected {
@@ -113,6 +113,29 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     let outcome = begin.run(&mut session);
     session.ledger.note_in_order();
     outcome
+}
+
+/// Opens the session, within `--wait`; a request to end ends the wait too.
+fn open(
+    request: &RunRequest,
+    signals: Signals,
+    workspace: &Workspace,
+    place: &Place,
+) -> Result<Session, Failure> {
+    let until = request.wait.and_then(|wait| Instant::now().checked_add(wait));
+    loop {
+        let opened = Session::open(workspace.clone(), place.clone(), "run", None);
+        let is_over = match (request.wait, until) {
+            (None, _) => true,
+            // Beyond what the clock can hold: without a bound.
+            (Some(_), until) => until.is_some_and(|until| Instant::now() >= until),
+        };
+        match opened {
+            // Each try waits a moment by itself.
+            Err(Failure::Busy { .. }) if !is_over && signals.pending().is_none() => {}
+            opened => return opened,
+        }
+    }
 }
 
 fn is_unreadable(refusal: &Refusal) -> bool {

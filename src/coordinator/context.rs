@@ -23,6 +23,9 @@ use crate::journal::Ledger;
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 
+/// The variable of `--claim-token`.
+const CLAIM_TOKEN: &str = "WORKTX_CLAIM_TOKEN";
+
 /// How worktx was called.
 #[derive(Clone, Debug)]
 pub struct Invocation {
@@ -40,7 +43,9 @@ impl Invocation {
     /// Of this process.
     pub fn of_process(workspace: Option<PathBuf>, flags: Flags) -> Result<Self, Failure> {
         let cwd = std::env::current_dir().map_err(Failure::io("finding the current directory"))?;
-        Ok(Self { cwd, workspace, flags, environment: std::env::vars_os().collect() })
+        // The fence of a claim is worktx's own business: no command, check or hook of it gets it.
+        let environment = std::env::vars_os().filter(|(name, _)| name != CLAIM_TOKEN).collect();
+        Ok(Self { cwd, workspace, flags, environment })
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::server::Shared;
@@ -31,6 +32,8 @@ struct Lease {
     /// Counts renewals: the timer of an older one ends nothing.
     renewed: u64,
     _lock: WorkspaceLock,
+    /// No driver is started meanwhile, only to wait.
+    _turn: OwnedSemaphorePermit,
 }
 
 /// Those that are given.
@@ -60,13 +63,19 @@ pub(super) async fn acquire(
     wait: Duration,
 ) -> Result<String, Failure> {
     let until = Instant::now() + wait;
+    // In its turn among those that wait for this work tree here.
+    let turn = std::sync::Arc::clone(&server.served[served].turn).acquire_owned();
+    let turn = match tokio::time::timeout_at(until, turn).await {
+        Ok(turn) => turn.map_err(Failure::bug)?,
+        Err(_) => return Err(Failure::Busy { holder: None }),
+    };
     let mut settled = false;
     let lock = loop {
-        let context = server.served[served].context()?;
-        let holder = format!("guard {holder}");
-        let tried = tokio::task::spawn_blocking(move || guarded::take(&context, &holder, None))
-            .await
-            .map_err(Failure::bug)?;
+        let (asked, holder) = (Shared::clone(server), format!("guard {holder}"));
+        let tried = tokio::task::spawn_blocking(move || {
+            guarded::take(&asked.served[served].context()?, &holder, None)
+        });
+        let tried = tried.await.map_err(Failure::bug)?;
         match tried {
             Err(Failure::Busy { .. }) if Instant::now() < until => {
                 tokio::time::sleep(RETRY).await;
@@ -80,7 +89,7 @@ pub(super) async fn acquire(
         }
     };
     let name = ulid::Ulid::generate().to_string();
-    let lease = Lease { served, until: Instant::now() + ttl, renewed: 0, _lock: lock };
+    let lease = Lease { served, until: Instant::now() + ttl, renewed: 0, _lock: lock, _turn: turn };
     server.leases.all().insert(name.clone(), lease);
     expire(server, name.clone(), 0, ttl);
     Ok(name)

@@ -23,6 +23,7 @@ mod listen;
 mod metrics;
 mod server;
 mod submission;
+mod submit;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -89,9 +90,14 @@ async fn run(options: &Options, ready: impl FnOnce(&[String])) -> Result<(), Fai
         signal(SignalKind::interrupt()).map_err(Failure::io("installing signal handlers"))?;
     let server = Arc::new(Server::open(options)?);
     server.metrics.begin(&server)?;
-    server.reconcile().await?;
+    tokio::select! {
+        done = server.reconcile() => done?,
+        // The process that reconciles goes on, and leaves nothing half done.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
     let sockets = listen::bind(&server, options).await?;
-    drivers::resume(&server)?;
+    submit::resume(&server)?;
     let names: Vec<String> = sockets.iter().map(listen::Listening::name).collect();
     let mut serving = listen::serve(sockets, &server);
     ready(&names);

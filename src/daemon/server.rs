@@ -19,6 +19,7 @@ use notify::Watcher as _;
 use tokio::sync::{Semaphore, watch};
 
 use super::documents::Phase;
+use super::drivers::Job;
 use super::guard::Leases;
 use super::metrics::Metrics;
 use super::{Describe, Options};
@@ -43,7 +44,7 @@ pub(super) struct Served {
     /// Which of [`Server::states`].
     pub(super) state: usize,
     /// One driver at a time, in the order of their submissions.
-    pub(super) turn: Semaphore,
+    pub(super) turn: Arc<Semaphore>,
     invocation: Invocation,
 }
 
@@ -64,6 +65,10 @@ pub(super) struct State {
     /// `None` where files cannot be watched: then those who follow look again by time.
     _watcher: Option<notify::RecommendedWatcher>,
 }
+
+/// Names a submission: the state directory that it is kept in (which of [`Server::states`]), and its
+/// execution. Two repositories may have one of the same id.
+pub(super) type Name = (usize, ExecutionId);
 
 /// A submission that is not over.
 pub(super) struct Entry {
@@ -91,7 +96,7 @@ pub(super) struct Server {
     pub(super) states: Vec<State>,
     /// Bounds the drivers, all together.
     pub(super) slots: Semaphore,
-    pub(super) entries: Mutex<HashMap<ExecutionId, Entry>>,
+    pub(super) entries: Mutex<HashMap<Name, Entry>>,
     /// Submissions are taken one after the other.
     pub(super) submitting: tokio::sync::Mutex<()>,
     pub(super) leases: Leases,
@@ -124,7 +129,7 @@ impl Server {
             };
             // By its root from now on, whatever becomes of the directory that was named.
             invocation.workspace = Some(root.clone());
-            served.push(Served { root, state, turn: Semaphore::new(1), invocation });
+            served.push(Served { root, state, turn: Arc::new(Semaphore::new(1)), invocation });
         }
         let slots = match options.max_running {
             0 => served.len(),
@@ -203,12 +208,24 @@ impl Server {
         )
     }
 
+    /// The name of a submission.
+    pub(super) fn name(&self, job: &Job) -> Name {
+        (self.served[job.served].state, job.id.clone())
+    }
+
+    /// The number of the last attempt of an execution; 0 where there is none.
+    pub(super) fn last_attempt(&self, served: usize, id: &ExecutionId) -> Result<u32, Failure> {
+        let Some(ledger) = self.served[served].context()?.ledger()? else { return Ok(0) };
+        let row = ledger.execution(id)?.map(|found| found.row);
+        Ok(row.and_then(|row| row.current_attempt).map_or(0, |attempt| attempt.0))
+    }
+
     /// The folder of state of a work tree.
     pub(super) fn state_of(&self, served: usize) -> &State {
         &self.states[self.served[served].state]
     }
 
-    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<ExecutionId, Entry>> {
+    pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<Name, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

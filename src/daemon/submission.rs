@@ -1,15 +1,17 @@
 //! What was submitted, on disk: one folder an execution, in the state directory.
 //!
 //! ```text
-//! submitted/<execution>/request.json    what was asked for; durable before it is answered
+//! submitted/<execution>/request.json    what was asked for
 //!                       stdin           its standard input
+//!                       started         a driver was about to be started
 //!                       driver.lock     held by the driver, by an inherited handle, as long as it lives
 //!                       stdout, stderr  what command and driver said
 //!                       outcome.json    the outcome document, by the driver
 //!                       finished.json   the driver is over
 //! ```
 //!
-//! Order rule: the lock is held before the driver exists and goes with its last handle, so that a
+//! Order rule: a folder comes and goes as a whole, by a rename; it is durable before the request is
+//! answered. The lock is held before the driver exists and goes with its last handle, so that a
 //! server which was killed in between leaves no doubt whether there is one.
 //!
 //! # Limitations
@@ -36,6 +38,10 @@ const STDIN: &str = "stdin";
 const LOCK: &str = "driver.lock";
 const OUTCOME: &str = "outcome.json";
 const FINISHED: &str = "finished.json";
+const STARTED: &str = "started";
+/// How the names of folders begin that are being made and removed.
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
 
 /// What is written down when a driver is over.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,16 +57,21 @@ pub(super) struct Finished {
 pub(super) struct Kept {
     /// The root of the work tree.
     pub(super) root: PathBuf,
-    /// What was asked for.
+    /// What was asked for, without its standard input.
     pub(super) request: Submission,
+    /// The digest of its standard input, in hexadecimal.
+    pub(super) stdin: Option<String>,
+    /// The number of the last attempt that there was before.
+    pub(super) attempt_before: u32,
     /// When, RFC 3339.
     pub(super) at: String,
 }
 
 impl Kept {
-    /// Whether another request asks for the same.
+    /// Whether another request asks for the same. A claim has a new token each time it comes.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        (&self.root, &self.request) == (&other.root, &other.request)
+        let without = |kept: &Self| Submission { claim_token: None, ..kept.request.clone() };
+        (&self.root, &self.stdin, without(self)) == (&other.root, &other.stdin, without(other))
     }
 }
 
@@ -92,16 +103,53 @@ impl Folder {
         }
     }
 
-    /// Keeps a request, durably; what an earlier try of it left goes first.
-    pub(super) fn keep(&self, kept: &Kept) -> io::Result<()> {
-        durable::create_dir_all(&self.0, PRIVATE_DIR)?;
-        for name in [FINISHED, OUTCOME] {
-            durable::remove_file(&self.0.join(name))?;
+    /// Keeps a request, durably, in the place of what an earlier try of it left.
+    pub(super) fn keep(&self, kept: &Kept, stdin: Option<&str>) -> io::Result<()> {
+        let all = self.0.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        durable::create_dir_all(all, PRIVATE_DIR)?;
+        let new = self.beside(NEW);
+        remove_if_there(&new)?;
+        durable::create_dir_all(&new, PRIVATE_DIR)?;
+        if let Some(text) = stdin {
+            durable::write_file(&new.join(STDIN), text.as_bytes(), PRIVATE_FILE)?;
         }
-        if let Some(text) = &kept.request.stdin {
-            durable::write_file(&self.0.join(STDIN), text.as_bytes(), PRIVATE_FILE)?;
-        }
+        durable::write_file(&new.join(REQUEST), &serde_json::to_vec(kept)?, PRIVATE_FILE)?;
+        self.forget()?;
+        fs::rename(&new, &self.0)?;
+        durable::sync_dir(all)
+    }
+
+    /// Keeps another claim of the same request.
+    pub(super) fn renew(&self, kept: &Kept) -> io::Result<()> {
         durable::write_file(&self.0.join(REQUEST), &serde_json::to_vec(kept)?, PRIVATE_FILE)
+    }
+
+    /// Removes all of it: at one stroke for whoever looks for submissions.
+    fn forget(&self) -> io::Result<()> {
+        let gone = self.beside(GONE);
+        remove_if_there(&gone)?;
+        match fs::rename(&self.0, &gone) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => fs::remove_dir_all(&gone),
+        }
+    }
+
+    /// A folder beside this one, with a name that no execution has.
+    fn beside(&self, what: &str) -> PathBuf {
+        let mut name = std::ffi::OsString::from(what);
+        name.push(self.0.file_name().unwrap_or_default());
+        self.0.with_file_name(name)
+    }
+
+    /// Writes down, durably, that a driver is about to be started.
+    pub(super) fn start(&self) -> io::Result<()> {
+        durable::write_file(&self.0.join(STARTED), b"", PRIVATE_FILE)
+    }
+
+    /// Whether a driver was about to be started.
+    pub(super) fn was_started(&self) -> bool {
+        self.0.join(STARTED).exists()
     }
 
     /// The lock for a driver; `None` where one lives.
@@ -172,6 +220,26 @@ impl Folder {
     }
 }
 
+fn remove_if_there(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// Removes what a killed server left half made or half removed.
+pub(super) fn tidy(state: &Path) {
+    let entries = fs::read_dir(state.join("submitted")).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        if [NEW, GONE].iter().any(|what| name.as_encoded_bytes().starts_with(what.as_bytes()))
+            && let Err(error) = fs::remove_dir_all(entry.path())
+        {
+            tracing::warn!(%error, folder = %entry.path().display(), "a leftover stays");
+        }
+    }
+}
+
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).mode(PRIVATE_FILE);
@@ -188,7 +256,7 @@ pub(super) fn forget_old(state: &Path) {
         all.into_iter().filter_map(|(_, folder)| Some((folder.finished()?.at, folder))).collect();
     finished.sort_by(|a, b| b.0.cmp(&a.0));
     for (_, folder) in finished.into_iter().skip(KEPT) {
-        if let Err(error) = fs::remove_dir_all(&folder.0) {
+        if let Err(error) = folder.forget() {
             tracing::warn!(%error, folder = %folder.0.display(), "a finished submission stays");
         }
     }
@@ -200,31 +268,55 @@ mod tests {
 
     fn kept(command: &str) -> Kept {
         let request = Submission { command: vec![command.to_owned()], ..Submission::default() };
-        Kept { root: PathBuf::from("/tree"), request, at: String::new() }
+        Kept {
+            root: PathBuf::from("/tree"),
+            request,
+            stdin: None,
+            attempt_before: 0,
+            at: String::new(),
+        }
     }
 
     #[test]
-    fn a_request_is_kept_and_an_earlier_end_forgotten() -> io::Result<()> {
+    fn a_request_takes_the_place_of_an_earlier_one_as_a_whole() -> io::Result<()> {
         let state = tempfile::tempdir()?;
         let id: ExecutionId = "one".parse().expect("an id");
         let folder = Folder::of(state.path(), &id);
         assert!(folder.kept()?.is_none() && folder.finished().is_none());
-        folder.keep(&kept("a"))?;
+        folder.keep(&kept("a"), Some("input"))?;
+        folder.start()?;
         folder.finish(&Finished { exit_code: Some(10), at: "2026-01-01T00:00:00Z".to_owned() })?;
         assert_eq!(folder.finished().and_then(|f| f.exit_code), Some(10));
-        folder.keep(&kept("b"))?;
+        assert_eq!(io::read_to_string(folder.input()?)?, "input");
+        folder.keep(&kept("b"), None)?;
         assert_eq!(folder.kept()?, Some(kept("b")));
-        assert!(folder.finished().is_none());
+        assert!(folder.finished().is_none() && !folder.was_started());
+        assert_eq!(io::read_to_string(folder.input()?)?, "", "the input went with its request");
+        // What a kill left beside it is no submission, and goes.
+        fs::create_dir(state.path().join("submitted/.new-two"))?;
+        fs::create_dir(state.path().join("submitted/.gone-three"))?;
         let found: Vec<_> = Folder::all(state.path()).into_iter().map(|(id, _)| id).collect();
         assert_eq!(found, [id]);
+        tidy(state.path());
+        assert_eq!(fs::read_dir(state.path().join("submitted"))?.count(), 1);
         Ok(())
+    }
+
+    #[test]
+    fn a_new_claim_is_the_same_request() {
+        let claim = |token: &str| {
+            let mut one = kept("a");
+            one.request.claim_token = Some(token.to_owned());
+            one
+        };
+        assert!(claim("x").is_same(&claim("y")) && !claim("x").is_same(&kept("b")));
     }
 
     #[test]
     fn a_driver_is_known_by_its_lock() -> io::Result<()> {
         let state = tempfile::tempdir()?;
         let folder = Folder::of(state.path(), &"one".parse().expect("an id"));
-        folder.keep(&kept("a"))?;
+        folder.keep(&kept("a"), None)?;
         let held = folder.try_lock()?;
         assert!(held.is_some() && folder.try_lock()?.is_none());
         drop(held);
@@ -243,7 +335,7 @@ mod tests {
             fs::write(folder.0.join(FINISHED), text)?;
         }
         let waiting = Folder::of(state.path(), &"waits".parse().expect("an id"));
-        waiting.keep(&kept("a"))?;
+        waiting.keep(&kept("a"), None)?;
         forget_old(state.path());
         let mut left: Vec<_> =
             Folder::all(state.path()).into_iter().map(|(id, _)| id.to_string()).collect();

@@ -80,10 +80,12 @@ fn only_standard(socket: &OwnedFd, null: &File) -> io::Result<()> {
     if closed == 0 {
         return Ok(());
     }
-    // Before Linux 5.9. The names first: the folder's own handle is among them.
-    let names: Vec<_> = std::fs::read_dir("/proc/self/fd")?.flatten().collect();
-    let handles = names.iter().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    for fd in handles.filter(|fd| *fd > 2) {
+    // Before Linux 5.9. The numbers first: the folder's own handle is among them, and closed by then.
+    let handles: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in handles.into_iter().filter(|fd| *fd > 2) {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
     }

@@ -360,6 +360,154 @@ fn what_dies_with_its_server_is_shown_by_the_next() {
 }
 
 #[test]
+fn two_repositories_may_have_one_id() {
+    let (one, two) = (Repo::new(), Repo::new());
+    let roots = [one.root.display().to_string(), two.root.display().to_string()];
+    let server = start(&one, &[&roots[0], &roots[1]]);
+    let midway = Midway::named(&one, "");
+    let scripts = [midway.words(), "echo here > here".to_owned()];
+    for (root, script) in roots.iter().zip(&scripts) {
+        let body = json!({
+            "execution_id": "nightly", "workspace": root, "command": ["sh", "-c", script],
+        });
+        server.post("/v1/executions", &body).is(201);
+    }
+    let end = |root: &str| {
+        server.get(&format!("/v1/executions/nightly?wait=60s&workspace={root}")).is(200)
+    };
+    midway.meanwhile(|| assert_eq!(end(&roots[1])["phase"], "finished"));
+    let document = end(&roots[0]);
+    assert_eq!(
+        (&document["exit_code"], &document["workspace"]),
+        (&0.into(), &roots[0].as_str().into())
+    );
+    assert_eq!(two.read("here"), "here\n");
+}
+
+#[test]
+fn a_whole_id_goes_before_the_beginning_of_another() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    let midway = Midway::named(&repo, "");
+    server.submit("job-10", &midway.words());
+    server.submit("job-1", "echo one > one");
+    server.submit("-x", "echo dash > dash");
+    midway.meanwhile(|| {
+        let answer = server.post("/v1/executions/job-1/cancel", &json!({})).is(200);
+        assert_eq!(
+            (&answer["execution_id"], &answer["verdict"]),
+            (&"job-1".into(), &"not_begun".into())
+        );
+    });
+    assert_eq!(server.end_of("job-10")["exit_code"], 0);
+    assert_eq!(server.end_of("-x")["exit_code"], 0);
+    assert!(repo.path("dash").exists() && !repo.path("one").exists());
+}
+
+#[test]
+fn a_retry_that_waits_outlives_its_server() {
+    let repo = Repo::new();
+    let mut server = start(&repo, &[]);
+    let failing =
+        json!({ "execution_id": "job", "stdin": "old", "command": ["sh", "-c", "cat; exit 1"] });
+    server.post("/v1/executions", &failing).is(201);
+    assert_eq!(server.end_of("job")["exit_code"], 10);
+    let midway = Midway::named(&repo, "");
+    server.submit("first", &midway.words());
+    let retry = json!({
+        "execution_id": "job", "retry": true, "command": ["sh", "-c", "cat > input; echo again > again"],
+    });
+    server.post("/v1/executions", &retry).is(201);
+    midway.meanwhile(|| {
+        server.signal(Signal::KILL);
+        server.over();
+        server = start(&repo, &[]);
+        assert_eq!(server.get("/v1/executions/job").is(200)["phase"], "queued");
+    });
+    assert_eq!(server.end_of("job")["exit_code"], 0);
+    assert_eq!((repo.read("again").as_str(), repo.read("input").as_str()), ("again\n", ""));
+}
+
+#[test]
+fn what_may_have_run_without_a_transaction_is_not_run_again() {
+    let repo = Repo::new();
+    let mut server = start(&repo, &[]);
+    let midway = Midway::named(&repo, "");
+    let runs = repo.outside().join("runs");
+    let script = format!("echo run >> {}; {}", runs.display(), midway.words());
+    let body = json!({
+        "execution_id": "care", "triggered_by": "maintenance", "command": ["sh", "-c", script],
+    });
+    server.post("/v1/executions", &body).is(201);
+    midway.ready.wait();
+    let drivers = std::process::Command::new("pgrep").args(["-f", "execution-id=care"]).output();
+    let drivers = String::from_utf8(drivers.expect("pgrep starts").stdout).expect("text");
+    server.signal(Signal::KILL);
+    for driver in drivers.split_whitespace() {
+        let pid = Pid::from_raw(driver.parse().expect("a pid")).expect("a pid");
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    server.over();
+    let server = start(&repo, &[]);
+    let document = server.end_of("care");
+    let reason = &document["outcome"]["reason"];
+    assert_eq!(reason, "not_known", "{document:#}");
+    assert_eq!(std::fs::read_to_string(runs).expect("readable"), "run\n");
+}
+
+#[test]
+fn no_command_gets_the_fence_of_its_claim() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    let asked = |token: &str| {
+        json!({
+            "execution_id": "claimed", "claim_token": token, "command": ["sh", "-c", "env > env; env"],
+        })
+    };
+    server.post("/v1/executions", &asked("first-token")).is(201);
+    server.end_of("claimed");
+    let seen = server.get("/v1/executions/claimed/output/stdout").body;
+    assert!(
+        seen.contains("WORKTX_EXECUTION_ID=claimed") && !seen.contains("first-token"),
+        "{seen}"
+    );
+    let kept = server.state.join("submitted/claimed/request.json");
+    assert!(!std::fs::read_to_string(kept).expect("readable").contains("first-token"));
+    // A claim that is delivered again has another token, and is the same request.
+    assert_eq!(server.post("/v1/executions", &asked("second-token")).is(200)["existed"], true);
+}
+
+#[test]
+fn a_wait_for_the_workspace_ends_with_a_signal() {
+    let repo = Repo::new();
+    let midway = Midway::named(&repo, "");
+    let guard = repo.spawn(&mut repo.worktx(&["guard", "--", "sh", "-c", &midway.words()]));
+    midway.meanwhile(|| {
+        let mut waiting = repo.run_command(&["--wait", "1h"], "true");
+        let waiting = repo.spawn(waiting.env("WORKTX_LOG", "worktx=debug"));
+        // It sleeps between two tries only once it handles signals.
+        let handles = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", waiting.id()));
+            let caught = status.expect("it lives");
+            let caught =
+                caught.lines().find_map(|line| line.strip_prefix("SigCgt:\t").map(str::to_owned));
+            u64::from_str_radix(&caught.expect("a mask"), 16).expect("a number") & (1 << 14) != 0
+        };
+        while !handles() {
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_child(&waiting), Signal::TERM).expect("it lives");
+        Repo::wait(waiting).exits(22);
+    });
+    Repo::wait(guard).exits(0);
+    // Within a turn its own tree is busy, and no wait helps.
+    let inside = "worktx guard -- true; echo $? > code";
+    let mut command = repo.run_command(&[], inside);
+    repo.finish(command.env("PATH", crate::support::path_with_worktx())).exits(0);
+    assert_eq!(repo.read("code"), "22\n");
+}
+
+#[test]
 fn what_cannot_be_started_says_why() {
     let repo = Repo::new();
     let server = start(&repo, &[]);
@@ -587,6 +735,62 @@ fn no_guarded_command_is_let_at_what_a_crash_left() {
     assert_eq!(repo.sql("select state from attempt"), "quarantined");
     repo.call(&["resolve", "leaves", "--discard"]).exits(0);
     assert_eq!(repo.call(&guard).exits(0).stdout, "");
+}
+
+/// What an auto-sync does: everything is committed, rebased and pushed.
+const SYNC: &str = "echo $1 > sync/$1 && git add -A && git commit -q -m auto-sync && \
+                    git fetch -q origin && git rebase -q --autostash origin/main && \
+                    git push -q --force-with-lease origin HEAD:main";
+
+#[test]
+fn a_guarded_sync_and_attempts_take_turns() {
+    let repo = Repo::new();
+    let remote = repo.outside().join("remote.git").display().to_string();
+    repo.git(&["init", "-q", "--bare", "-b", "main", &remote]);
+    repo.git(&["remote", "add", "origin", &remote]);
+    repo.write("sync/start", "0\n");
+    repo.git(&["add", "-A"]);
+    repo.git(&["commit", "-q", "-m", "sync"]);
+    repo.git(&["push", "-q", "origin", "main"]);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let synced = std::thread::scope(|scope| {
+        let syncing = scope.spawn(|| {
+            let mut count = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                count += 1;
+                let number = count.to_string();
+                repo.call(&["guard", "--", "sh", "-c", SYNC, "sync", &number]).exits(0);
+            }
+            count
+        });
+        for number in 0..24 {
+            let (script, code) = match number % 3 {
+                0 => (format!("echo {number} > ok-{number}"), 0),
+                1 => (format!("echo {number} > bad-{number}; rm -r sync; exit 1"), 10),
+                _ => (format!("git rm -q README.md; git commit -q -m bad-{number}; exit 1"), 10),
+            };
+            repo.finish(&mut repo.run_command(&["--wait", "120s"], &script)).exits(code);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        syncing.join().expect("it ends")
+    });
+    // Whatever came last is pushed, too.
+    repo.call(&["guard", "--", "sh", "-c", SYNC, "sync", "last"]).exits(0);
+    assert_eq!(
+        repo.sql("select count(*) from attempt where state not in ('done', 'rolled_back')"),
+        "0"
+    );
+    assert_eq!(repo.git(&["rev-parse", "origin/main"]), repo.head());
+    assert_eq!(repo.status(), "");
+    // Nothing lost: what succeeded, and every sync, is there. Nothing blessed: what failed never was.
+    let files = repo.git(&["ls-tree", "-r", "--name-only", "HEAD"]);
+    for number in (0..24).step_by(3) {
+        assert!(files.lines().any(|file| file == format!("ok-{number}")), "{number}: {files}");
+    }
+    assert_eq!(files.lines().filter(|file| file.starts_with("sync/")).count(), synced + 2);
+    let history = repo.git(&["log", "--format=%s", "--name-status", "main", "origin/main"]);
+    assert!(!history.contains("bad-") && !history.contains("D\t"), "{history}");
+    repo.fsck();
 }
 
 fn over_tcp(address: &str, headers: &str) -> Answer {

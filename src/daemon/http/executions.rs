@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 use super::super::documents::{
     ExecutionDocument, ExecutionsDocument, Phase, ResolveRequest, Submission,
 };
-use super::super::drivers::{self, Cancelled};
+use super::super::drivers::{self, Cancelled, Job};
 use super::super::server::Shared;
-use super::super::submission::Folder;
+use super::super::submission::{Folder, Kept};
+use super::super::submit;
 use super::answers::{Answer, Refused, ask};
 use crate::config::value;
 use crate::coordinator::cancel;
@@ -28,7 +29,7 @@ use crate::coordinator::documents::{ListDocument, ResolveDocument};
 use crate::coordinator::error::Failure;
 use crate::coordinator::outcome::SCHEMA;
 use crate::coordinator::query;
-use crate::journal::LedgerError;
+use crate::journal::{Filter, LedgerError};
 use crate::tx::id::ExecutionId;
 
 /// The longest that a request waits for an execution.
@@ -43,76 +44,109 @@ pub(super) struct Listed {
     limit: Option<u32>,
 }
 
-/// `?wait=`
+/// `?workspace=&wait=`
 #[derive(Debug, Deserialize)]
 pub(super) struct Waited {
+    workspace: Option<String>,
     wait: Option<String>,
 }
 
-/// `?attempt=&format=`
+/// `?workspace=`
+#[derive(Debug, Deserialize)]
+pub(super) struct Which {
+    workspace: Option<String>,
+}
+
+/// `?workspace=&attempt=&format=`
 #[derive(Debug, Deserialize)]
 pub(super) struct Compared {
+    workspace: Option<String>,
     attempt: Option<u32>,
     format: Option<String>,
 }
 
 /// Where an execution is to be found.
 pub(super) struct Found {
-    pub(super) id: ExecutionId,
-    pub(super) served: usize,
-    pub(super) folder: Folder,
+    pub(super) job: Job,
     /// It was submitted here.
-    pub(super) is_kept: bool,
-    pub(super) has_row: bool,
+    pub(super) kept: Option<Kept>,
+    /// The number of its last attempt; 0 where there is none.
+    pub(super) last_attempt: u32,
 }
 
-/// Looks for an execution in every ledger, and among the submissions.
-pub(super) async fn find(server: &Shared, id: &str) -> Result<Found, Refused> {
-    let mut missing = None;
-    for at in 0..server.states.len() {
-        let Some(served) = server.served.iter().position(|served| served.state == at) else {
-            continue;
-        };
-        let asked = id.to_owned();
-        let known = ask(server, served, move |context| {
+impl Found {
+    /// Whether its submission has come as far as an attempt.
+    fn has_begun(&self) -> bool {
+        let before = self.kept.as_ref().map_or(0, |kept| kept.attempt_before);
+        self.last_attempt > before
+    }
+}
+
+/// Looks for an execution: by its whole id everywhere first, then by a short form of it.
+pub(super) async fn find(
+    server: &Shared,
+    id: &str,
+    workspace: Option<&str>,
+) -> Result<Found, Refused> {
+    let wanted = match workspace {
+        Some(name) => {
+            let at = server.find(Some(name)).map_err(|failure| Refused::of(server, &failure))?;
+            Some(server.served[at].state)
+        }
+        None => None,
+    };
+    let exact: Option<ExecutionId> = id.parse().ok();
+    let states = || (0..server.states.len()).filter(|at| wanted.is_none_or(|wanted| wanted == *at));
+    if let Some(id) = exact {
+        for state in states() {
+            if let Some(found) = look(server, state, &id).await? {
+                return Ok(found);
+            }
+        }
+    }
+    for state in states() {
+        let Some(served) = server.served.iter().position(|s| s.state == state) else { continue };
+        let short = id.to_owned();
+        let full = ask(server, served, move |context| {
             let Some(ledger) = context.ledger()? else { return Ok(None) };
-            match ledger.resolve(&asked) {
-                Ok(id) => {
-                    let attempts = ledger.attempts(&crate::journal::Filter {
-                        execution: Some(id.clone()),
-                        limit: Some(1),
-                        ..crate::journal::Filter::default()
-                    })?;
-                    Ok(Some((id, attempts.first().map(|attempt| attempt.workspace.root.clone()))))
-                }
+            match ledger.resolve(&short) {
+                Ok(id) => Ok(Some(id)),
                 Err(LedgerError::NoExecution { .. }) => Ok(None),
                 Err(error) => Err(error.into()),
             }
-        })
-        .await?;
-        let state = &server.states[at].path;
-        let full = known.as_ref().map(|(id, _)| id.clone()).or_else(|| id.parse().ok());
-        let Some(full) = full else { continue };
-        let folder = Folder::of(state, &full);
-        let kept = folder.kept().ok().flatten();
-        if known.is_none() && kept.is_none() {
-            missing = Some(full);
-            continue;
-        }
-        let root = kept.as_ref().map(|kept| kept.root.clone());
-        let root = root.or_else(|| known.as_ref().and_then(|(_, root)| root.clone()));
-        // Of a work tree that is not served the ledger is known all the same.
-        let of_root = server.served.iter().position(|s| Some(&s.root) == root.as_ref());
-        return Ok(Found {
-            id: full,
-            served: of_root.unwrap_or(served),
-            folder,
-            is_kept: kept.is_some(),
-            has_row: known.is_some(),
         });
+        if let Some(full) = full.await?
+            && let Some(found) = look(server, state, &full).await?
+        {
+            return Ok(found);
+        }
     }
-    let prefix = missing.map_or_else(|| id.to_owned(), |id| id.to_string());
-    Err(Refused::of(server, &Failure::from(LedgerError::NoExecution { prefix })))
+    Err(Refused::of(server, &Failure::from(LedgerError::NoExecution { prefix: id.to_owned() })))
+}
+
+/// An execution of one state directory, if it is known there.
+async fn look(server: &Shared, state: usize, id: &ExecutionId) -> Result<Option<Found>, Refused> {
+    let Some(served) = server.served.iter().position(|s| s.state == state) else { return Ok(None) };
+    let folder = Folder::of(&server.states[state].path, id);
+    let (asked, reading) = (id.clone(), folder.clone());
+    let (kept, row, root) = ask(server, served, move |context| {
+        let kept = reading.kept().map_err(Failure::io("reading a submission"))?;
+        let Some(ledger) = context.ledger()? else { return Ok((kept, None, None)) };
+        let row = ledger.execution(&asked)?.map(|found| found.row);
+        let filter = Filter { execution: Some(asked), limit: Some(1), ..Filter::default() };
+        let root = ledger.attempts(&filter)?.first().map(|found| found.workspace.root.clone());
+        Ok((kept, row, root))
+    })
+    .await?;
+    if kept.is_none() && row.is_none() {
+        return Ok(None);
+    }
+    let root = kept.as_ref().map(|kept| kept.root.clone()).or(root);
+    // Of a work tree that is not served the ledger is known all the same.
+    let of_root = server.served.iter().position(|s| Some(&s.root) == root.as_ref());
+    let job = Job { served: of_root.unwrap_or(served), id: id.clone(), folder };
+    let last_attempt = row.and_then(|row| row.current_attempt).map_or(0, |attempt| attempt.0);
+    Ok(Some(Found { job, kept, last_attempt }))
 }
 
 pub(super) async fn submit(
@@ -127,9 +161,8 @@ pub(super) async fn submit(
             "the server begins nothing any more",
         ));
     }
-    let submitted = drivers::submit(&server, request)
-        .await
-        .map_err(|failure| Refused::of(&server, &failure))?;
+    let submitted =
+        submit::submit(&server, request).await.map_err(|failure| Refused::of(&server, &failure))?;
     let status = if submitted.existed { StatusCode::OK } else { StatusCode::CREATED };
     let document = ExecutionsDocument {
         schema: SCHEMA,
@@ -184,34 +217,36 @@ pub(super) async fn show(
     query: Result<Query<Waited>, QueryRejection>,
 ) -> Answer<ExecutionDocument> {
     let Query(waited) = query?;
-    let found = find(&server, &id).await?;
+    let found = find(&server, &id, waited.workspace.as_deref()).await?;
     if let Some(text) = waited.wait {
         let wait = value::duration_ms(&text)
             .map_err(|why| Refused::of(&server, &Failure::Usage(format!("wait: {why}"))))?;
         let wait = Duration::from_millis(wait).min(LONGEST_WAIT);
-        let running = server.entries().get(&found.id).map(|entry| entry.phase.subscribe());
+        let running =
+            server.entries().get(&server.name(&found.job)).map(|entry| entry.phase.subscribe());
         if let Some(mut running) = running {
             let over = running.wait_for(|phase| *phase == Phase::Finished);
             let _ = tokio::time::timeout(wait, over).await;
         }
     }
-    let running = server.entries().get(&found.id).map(|entry| *entry.phase.borrow());
-    let phase = running.or_else(|| found.is_kept.then_some(Phase::Finished));
-    let asked = found.id.to_string();
-    let history = ask(&server, found.served, move |context| match query::show(context, &asked) {
-        Ok(document) => Ok(Some(document)),
-        Err(Failure::Ledger(LedgerError::NoExecution { .. })) => Ok(None),
-        Err(failure) => Err(failure),
-    })
-    .await?;
+    let running = server.entries().get(&server.name(&found.job)).map(|entry| *entry.phase.borrow());
+    let phase = running.or_else(|| found.kept.is_some().then_some(Phase::Finished));
+    let asked = found.job.id.to_string();
+    let history =
+        ask(&server, found.job.served, move |context| match query::show(context, &asked) {
+            Ok(document) => Ok(Some(document)),
+            Err(Failure::Ledger(LedgerError::NoExecution { .. })) => Ok(None),
+            Err(failure) => Err(failure),
+        })
+        .await?;
     let is_over = phase == Some(Phase::Finished);
     Ok(Json(ExecutionDocument {
         schema: SCHEMA,
-        execution_id: found.id,
-        workspace: server.served[found.served].root.display().to_string(),
+        execution_id: found.job.id,
+        workspace: server.served[found.job.served].root.display().to_string(),
         phase,
-        exit_code: found.folder.finished().filter(|_| is_over).and_then(|f| f.exit_code),
-        outcome: found.folder.outcome().filter(|_| is_over),
+        exit_code: found.job.folder.finished().filter(|_| is_over).and_then(|f| f.exit_code),
+        outcome: found.job.folder.outcome().filter(|_| is_over),
         history,
     }))
 }
@@ -219,24 +254,27 @@ pub(super) async fn show(
 pub(super) async fn cancel(
     State(server): State<Shared>,
     Path(id): Path<String>,
+    query: Result<Query<Which>, QueryRejection>,
     _: Bytes,
 ) -> Answer<Value> {
-    let found = find(&server, &id).await?;
-    let unrecorded = drivers::cancel_unrecorded(&server, &found.id, &found.folder, found.has_row)
+    let Query(which) = query?;
+    let found = find(&server, &id, which.workspace.as_deref()).await?;
+    let unrecorded = drivers::cancel_unrecorded(&server, &found.job, found.has_begun())
         .map_err(|failure| Refused::of(&server, &failure))?;
     match unrecorded {
         Cancelled::Queued => Ok(Json(json!({
-            "schema": SCHEMA, "execution_id": found.id, "verdict": "not_begun",
+            "schema": SCHEMA, "execution_id": found.job.id, "verdict": "not_begun",
             "execution_status": null,
         }))),
         Cancelled::Told => Ok(Json(json!({
-            "schema": SCHEMA, "execution_id": found.id, "verdict": "interrupted",
+            "schema": SCHEMA, "execution_id": found.job.id, "verdict": "interrupted",
             "execution_status": null,
         }))),
         Cancelled::Row => {
-            let asked = found.id.to_string();
+            let asked = found.job.id.to_string();
             let document =
-                ask(&server, found.served, move |context| cancel::cancel(context, &asked)).await?;
+                ask(&server, found.job.served, move |context| cancel::cancel(context, &asked))
+                    .await?;
             let value = serde_json::to_value(document)
                 .map_err(|error| Refused::of(&server, &Failure::bug(error)))?;
             Ok(Json(value))
@@ -247,10 +285,12 @@ pub(super) async fn cancel(
 pub(super) async fn resolve(
     State(server): State<Shared>,
     Path(id): Path<String>,
+    query: Result<Query<Which>, QueryRejection>,
     request: Result<Json<ResolveRequest>, JsonRejection>,
 ) -> Answer<ResolveDocument> {
+    let Query(which) = query?;
     let Json(request) = request?;
-    let found = find(&server, &id).await?;
+    let found = find(&server, &id, which.workspace.as_deref()).await?;
     let refused = |failure| Refused::of(&server, &failure);
     let decision = match request.decision.as_str() {
         "adopt" => "--adopt",
@@ -265,8 +305,8 @@ pub(super) async fn resolve(
     if request.writer_dead {
         words.push("--writer-dead");
     }
-    words.push(found.id.as_str());
-    let called = server.call(&server.served[found.served], &words).await.map_err(refused)?;
+    words.extend(["--", found.job.id.as_str()]);
+    let called = server.call(&server.served[found.job.served], &words).await.map_err(refused)?;
     serde_json::from_slice(&called.out)
         .map(Json)
         .map_err(|_| Refused::called(StatusCode::CONFLICT, "resolve", &called))
@@ -278,8 +318,8 @@ pub(super) async fn diff(
     query: Result<Query<Compared>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(compared) = query?;
-    let found = find(&server, &id).await?;
-    let asked = found.id.to_string();
+    let found = find(&server, &id, compared.workspace.as_deref()).await?;
+    let asked = found.job.id.to_string();
     let number = compared.attempt;
     let is_patch = match compared.format.as_deref() {
         None | Some("json") => false,
@@ -289,7 +329,7 @@ pub(super) async fn diff(
             return Err(Refused::of(&server, &Failure::Usage(why)));
         }
     };
-    let answer = ask(&server, found.served, move |context| {
+    let answer = ask(&server, found.job.served, move |context| {
         let difference = changes::diff(context, &asked, number)?;
         if !is_patch {
             return serde_json::to_vec(&difference.document).map_err(Failure::bug);

@@ -36,9 +36,10 @@ const FOLLOW: Duration = Duration::from_millis(100);
 /// How much output is sent at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 
-/// `?after=&follow=`
+/// `?workspace=&after=&follow=`
 #[derive(Debug, Deserialize)]
 pub(super) struct From {
+    workspace: Option<String>,
     after: Option<i64>,
     #[serde(default)]
     follow: bool,
@@ -171,18 +172,18 @@ pub(super) async fn of_execution(
     query: Result<Query<From>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(from) = query?;
-    let found = find(&server, &id).await?;
+    let found = find(&server, &id, from.workspace.as_deref()).await?;
     let wants = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let follow = from.follow || wants.is_some_and(|kinds| kinds.contains("text/event-stream"));
     if !follow {
-        let asked = found.id.to_string();
+        let asked = found.job.id.to_string();
         let document =
-            ask(&server, found.served, move |context| query::events(context, &asked)).await?;
+            ask(&server, found.job.served, move |context| query::events(context, &asked)).await?;
         return Ok(Json(document).into_response());
     }
-    let state = server.served[found.served].state;
+    let state = server.served[found.job.served].state;
     let start = after(&headers, &from).unwrap_or(0);
-    let followed = Followed::new(&server, state, Some(found.id.clone()), start);
+    let followed = Followed::new(&server, state, Some(found.job.id.clone()), start);
     let stream = stream::unfold(Some((followed, found)), move |held| {
         let server = Shared::clone(&server);
         async move {
@@ -204,7 +205,7 @@ pub(super) async fn of_execution(
 }
 
 fn phase_of(server: &Shared, found: &Found) -> Option<tokio::sync::watch::Receiver<Phase>> {
-    server.entries().get(&found.id).map(|entry| entry.phase.subscribe())
+    server.entries().get(&server.name(&found.job)).map(|entry| entry.phase.subscribe())
 }
 
 /// Until a submission is over; where it is none, until no coordinator is at work on it.
@@ -218,8 +219,8 @@ async fn finished(
         return;
     }
     loop {
-        let filter = Filter { execution: Some(found.id.clone()), ..Filter::default() };
-        let running = ask(server, found.served, move |context| {
+        let filter = Filter { execution: Some(found.job.id.clone()), ..Filter::default() };
+        let running = ask(server, found.job.served, move |context| {
             let Some(ledger) = context.ledger()? else { return Ok(false) };
             for attempt in ledger.attempts(&filter)? {
                 if query::is_running(&attempt)? {
@@ -242,15 +243,15 @@ pub(super) async fn output(
     query: Result<Query<From>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(from) = query?;
-    let found = find(&server, &id).await?;
+    let found = find(&server, &id, from.workspace.as_deref()).await?;
     if !["stdout", "stderr"].contains(&name.as_str()) {
         return Err(Refused::not_found("the streams are stdout and stderr"));
     }
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
-    let file = match drivers::open_output(&found.folder, &name) {
+    let file = match drivers::open_output(&found.job.folder, &name) {
         Ok(file) => Some(file),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            if !found.is_kept {
+            if found.kept.is_none() {
                 return Err(Refused::not_found(
                     "it was not submitted here: its output is not kept",
                 ));
@@ -271,9 +272,12 @@ pub(super) async fn output(
         async move {
             loop {
                 // Asked before the look: what is written before the end is read after it.
-                let phase = server.entries().get(&found.id).map(|entry| *entry.phase.borrow());
+                let phase = server
+                    .entries()
+                    .get(&server.name(&found.job))
+                    .map(|entry| *entry.phase.borrow());
                 if file.is_none() {
-                    let opened = drivers::open_output(&found.folder, &name).ok();
+                    let opened = drivers::open_output(&found.job.folder, &name).ok();
                     file = opened.map(tokio::fs::File::from_std);
                 }
                 if let Some(reading) = &mut file {

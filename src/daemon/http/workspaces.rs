@@ -67,7 +67,7 @@ pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocum
         workspaces.push(WorkspaceDocument {
             root: server.served[at].root.display().to_string(),
             state: server.state_of(at).path.display().to_string(),
-            running: in_phase(Phase::Running).next().map(|(id, _)| id.clone()),
+            running: in_phase(Phase::Running).next().map(|((_, id), _)| id.clone()),
             queued: in_phase(Phase::Queued).count(),
             unsettled,
             quarantined,
