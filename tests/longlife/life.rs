@@ -269,7 +269,9 @@ impl Life {
             .iter()
             .filter_map(|path| inode(path))
             .collect();
-        for lock in ["HEAD.lock", "refs/heads/main.lock", "index.lock"].map(|name| git.join(name)) {
+        for lock in ["HEAD.lock", "refs/heads/main.lock", "index.lock", "packed-refs.lock"]
+            .map(|name| git.join(name))
+        {
             let Some(found) = inode(&lock) else { continue };
             if prepared.contains(&found) {
                 continue;
