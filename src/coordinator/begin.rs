@@ -435,9 +435,18 @@ impl Begin<'_> {
             let count = self.request.context.variable("GIT_CONFIG_COUNT");
             let count: u32 =
                 count.and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).unwrap_or(0);
-            set(&format!("GIT_CONFIG_KEY_{count}"), "core.logAllRefUpdates".into());
-            set(&format!("GIT_CONFIG_VALUE_{count}"), "true".into());
-            set("GIT_CONFIG_COUNT", (count + 1).to_string().into());
+            let mut settings = vec![("core.logAllRefUpdates", "true")];
+            if spec.git.fsync.is_none() {
+                // A `git gc` moves every ref, the base's pin too, into a file that git does not
+                // sync: a power loss in the midst of the turn would take all of them.
+                settings.push(("core.fsync", "reference"));
+            }
+            for (number, (key, value)) in (count..).zip(&settings) {
+                set(&format!("GIT_CONFIG_KEY_{number}"), key.into());
+                set(&format!("GIT_CONFIG_VALUE_{number}"), value.into());
+            }
+            let added = u32::try_from(settings.len()).unwrap_or(u32::MAX);
+            set("GIT_CONFIG_COUNT", count.saturating_add(added).to_string().into());
             match &spec.previous {
                 Some(previous) => set("WORKTX_PREVIOUS", previous.into()),
                 None => env.retain(|(n, _)| n != "WORKTX_PREVIOUS"),

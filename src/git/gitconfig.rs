@@ -168,6 +168,8 @@ pub struct GitConfig {
     pub ignore_case: bool,
     /// `core.logAllRefUpdates` as written.
     pub log_all_ref_updates: Option<String>,
+    /// `core.fsync` as written.
+    pub fsync: Option<String>,
     /// `core.sharedRepository` as written.
     pub shared_repository: Option<String>,
     /// `commit.gpgSign`
@@ -297,6 +299,7 @@ impl GitConfig {
             symlinks: merged.bool("core.symlinks", true)?,
             ignore_case: merged.bool("core.ignorecase", false)?,
             log_all_ref_updates: merged.string("core.logallrefupdates"),
+            fsync: merged.string("core.fsync"),
             shared_repository: merged.string("core.sharedrepository"),
             gpg_sign: merged.bool("commit.gpgsign", false)?,
             commit_encoding: merged.string("i18n.commitencoding"),

@@ -330,3 +330,19 @@ fn awkward_names_go_forth_and_back() {
     assert_eq!(repo.tree_by_git(), repo.git(&["rev-parse", "HEAD^{tree}"]));
     repo.fsck();
 }
+
+#[test]
+fn the_turns_git_syncs_refs_unless_somebody_decided_otherwise() {
+    let repo = Repo::new();
+    let asked = "git config core.fsync > seen; git config core.logAllRefUpdates >> seen; git config x.y >> seen";
+    let mut command = repo.run_command(&[], asked);
+    command
+        .env("GIT_CONFIG_COUNT", "1")
+        .env("GIT_CONFIG_KEY_0", "x.y")
+        .env("GIT_CONFIG_VALUE_0", "z");
+    repo.finish(&mut command).exits(0);
+    assert_eq!(repo.read("seen"), "reference\ntrue\nz\n");
+    repo.git(&["config", "core.fsync", "none"]);
+    repo.run(&[], "git config core.fsync > seen").exits(0);
+    assert_eq!(repo.read("seen"), "none\n");
+}
