@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use super::style::{Style, neutral};
 use super::{exit, refusal};
+use crate::coordinator::drive::chain;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::PlaceError;
 use crate::git::lockfile::{Holder, LockError, MarkerError};
@@ -129,23 +130,12 @@ fn causes(out: &mut String, failure: &Failure) {
 
 /// What is wrong, with its causes, in one line.
 pub fn sentence(failure: &Failure) -> String {
-    let mut text = match failure {
-        Failure::Refused { refusals, .. } => {
-            let all: Vec<String> =
-                refusals.iter().map(|refusal| refusal::document(refusal).message).collect();
-            return format!("the workspace cannot be a base: {}", all.join("; "));
-        }
-        other => other.to_string(),
-    };
-    let mut next = failure.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !more.is_empty() && !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
+    if let Failure::Refused { refusals, .. } = failure {
+        let all: Vec<String> =
+            refusals.iter().map(|refusal| refusal::document(refusal).message).collect();
+        return format!("the workspace cannot be a base: {}", all.join("; "));
     }
-    text
+    chain(failure)
 }
 
 /// What to do about it, where there is something to do.

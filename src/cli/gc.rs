@@ -13,7 +13,7 @@ use crate::coordinator::session::Session;
 pub(super) fn run(global: &Global, args: &GcArgs) -> Result<u8, Failure> {
     let context = context(global)?;
     let bounds = context.user.values.settings.retention;
-    let mut session = Session::open(context.workspace, context.place, "gc", None)?;
+    let mut session = Session::open(context.workspace, context.place, "gc")?;
     if !args.dry_run {
         retention::sweep_scratch(&session)?;
     }

@@ -22,11 +22,11 @@ use super::error::Failure;
 use super::gitdir;
 use super::outcome::{Outcome, OutcomeWord};
 use super::place::{PRIVATE_DIR, PRIVATE_FILE, Place, temporary_name};
-use super::seal::hex;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use super::{notify, reconcile, retention, trace};
 use crate::base::durable;
+use crate::base::hex::hex;
 use crate::config::Loaded;
 use crate::git::gitconfig::GitEnv;
 use crate::git::judge::{self};
@@ -124,7 +124,7 @@ fn open(
 ) -> Result<Session, Failure> {
     let until = request.wait.and_then(|wait| Instant::now().checked_add(wait));
     loop {
-        let opened = Session::open(workspace.clone(), place.clone(), "run", None);
+        let opened = Session::open(workspace.clone(), place.clone(), "run");
         let is_over = match (request.wait, until) {
             (None, _) => true,
             // Beyond what the clock can hold: without a bound.

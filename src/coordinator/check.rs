@@ -32,8 +32,7 @@ use crate::tx::writer::EndedBy;
 /// Runs the post-check that the next `run` would use.
 pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
     let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
-    let session =
-        Session::open(context.workspace.clone(), context.place.clone(), "post-check", None)?;
+    let session = Session::open(context.workspace.clone(), context.place.clone(), "post-check")?;
     let at = session.refs.head()?;
     let head = match at {
         Head::Branch(_, Some(id)) | Head::Detached(id) => id,

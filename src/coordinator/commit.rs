@@ -13,10 +13,11 @@ use serde_json::json;
 
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
-use super::seal::{hex, signature};
+use super::seal::signature;
 use super::undo::lock_stop;
 use super::validate::difference_stop;
 use crate::base::fault::{self, Point};
+use crate::base::hex::hex;
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index::{self, Index, IndexChange};
 use crate::git::index_known;

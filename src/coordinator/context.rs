@@ -43,10 +43,14 @@ impl Invocation {
     /// Of this process.
     pub fn of_process(workspace: Option<PathBuf>, flags: Flags) -> Result<Self, Failure> {
         let cwd = std::env::current_dir().map_err(Failure::io("finding the current directory"))?;
-        // The fence of a claim is worktx's own business: no command, check or hook of it gets it.
-        let environment = std::env::vars_os().filter(|(name, _)| name != CLAIM_TOKEN).collect();
-        Ok(Self { cwd, workspace, flags, environment })
+        Ok(Self { cwd, workspace, flags, environment: environment() })
     }
+}
+
+/// The environment of this process, without the fence of a claim: that is worktx's own business, and
+/// no command, check or hook of it gets it.
+pub fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name != CLAIM_TOKEN).collect()
 }
 
 /// A workspace that has been found.

@@ -45,7 +45,7 @@ pub fn decide(
     for attempt in wanted {
         let place = &attempt.workspace;
         let done = context.work_tree(&place.id, &place.root).and_then(|(workspace, place)| {
-            let mut session = Session::open(workspace, place, "resolve", None)?;
+            let mut session = Session::open(workspace, place, "resolve")?;
             resolve::resolve(&mut session, signals, &attempt.key, choice, writer_dead)
         });
         match (done, which) {

@@ -100,7 +100,7 @@ pub struct Live {
 impl Live {
     /// Nothing but this process's environment: for who takes an attempt up.
     pub fn with_environment() -> Self {
-        Self { environment: std::env::vars_os().collect(), ..Self::default() }
+        Self { environment: super::context::environment(), ..Self::default() }
     }
 }
 

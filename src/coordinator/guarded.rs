@@ -12,8 +12,8 @@ use super::context::Context;
 use super::error::Failure;
 use super::reconcile;
 use super::session::{self, Session};
-use crate::git::lockfile::{self, Holder, WorkspaceLock};
-use crate::process::{self, Signals};
+use crate::git::lockfile::{self, WorkspaceLock};
+use crate::process::Signals;
 
 /// Takes the lock, at once or within `wait`; what a crash left is settled first.
 ///
@@ -43,13 +43,7 @@ pub fn take(
     command: &str,
     wait: Option<Duration>,
 ) -> Result<WorkspaceLock, Failure> {
-    let holder = Holder {
-        process: process::own_process(),
-        boot_id: process::this_host().boot_id,
-        command: command.to_owned(),
-        attempt: None,
-    };
-    let lock = WorkspaceLock::acquire(&context.workspace, &holder, wait)?;
+    let lock = WorkspaceLock::acquire(&context.workspace, &session::holder(command), wait)?;
     let ledger = context.place.ledger();
     lockfile::check_marker(&context.workspace, &ledger.to_string_lossy())?;
     if let Some(ledger) = session::read_ledger(&context.place)?
@@ -68,7 +62,7 @@ pub fn take(
 fn settle(context: &Context) -> Result<(), Failure> {
     let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
     let (workspace, place) = (context.workspace.clone(), context.place.clone());
-    match Session::open(workspace, place, "reconcile", None) {
+    match Session::open(workspace, place, "reconcile") {
         Ok(mut session) => reconcile::reconcile(&mut session, signals, None).map(drop),
         Err(Failure::Busy { .. }) => Ok(()),
         Err(failure) => Err(failure),

@@ -57,8 +57,8 @@ pub(super) fn fingerprint(session: &Session, spec: &AttemptSpec) -> Result<Finge
     let bytes = index::load(session.workspace.git_dir())?;
     // By meaning: `git status` rewrites stat data whenever somebody looks.
     let index = bytes.map(|bytes| match index::Index::parse(&bytes) {
-        Ok(index) => super::seal::hex(&index.meaning().0),
-        Err(_) => super::seal::hex(&index_known::digest(&bytes)),
+        Ok(index) => crate::base::hex::hex(&index.meaning().0),
+        Err(_) => crate::base::hex::hex(&index_known::digest(&bytes)),
     });
     let snapshot = session.manifest.load()?;
     let rules = view::base_rules(&session.store, &snapshot)?;
@@ -86,9 +86,9 @@ pub(super) fn fingerprint(session: &Session, spec: &AttemptSpec) -> Result<Finge
         }
         hash.update([0]);
     }
-    let look = Look { head, branch, index, tree: super::seal::hex(&hash.finalize()) };
+    let look = Look { head, branch, index, tree: crate::base::hex::hex(&hash.finalize()) };
     let text = serde_json::to_string(&look).map_err(Failure::bug)?;
-    Ok(Fingerprint(super::seal::hex(&Sha256::digest(text.as_bytes()))))
+    Ok(Fingerprint(crate::base::hex::hex(&Sha256::digest(text.as_bytes()))))
 }
 
 /// The folder in which the supervisor of a recorded writer leaves its proof.

@@ -23,7 +23,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::seal::hex;
+use crate::base::hex::hex;
 use crate::base::{durable, note};
 use crate::git::index::Meaning;
 use crate::tx::id::{AttemptKey, Oid};

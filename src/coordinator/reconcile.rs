@@ -160,7 +160,7 @@ pub fn everywhere(context: &Context) -> Result<ReconcileDocument, Failure> {
                 continue;
             }
         };
-        let done = match Session::open(workspace, place, "reconcile", None) {
+        let done = match Session::open(workspace, place, "reconcile") {
             Ok(mut session) => reconcile(&mut session, signals, None),
             Err(failure) => Err(failure),
         };

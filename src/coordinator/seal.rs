@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::base::hex::hex;
 use serde_json::json;
 
 use super::drive::{Driver, Stop, chain};
@@ -69,15 +70,6 @@ fn pack_stop(path: &RepoPath, error: &PackError) -> Stop {
         PackError::Unstable { .. } => unstable(path),
         other => Stop::seal_blocked(other),
     }
-}
-
-/// Bytes as hex digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
 
 /// Who commits, now.

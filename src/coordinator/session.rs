@@ -8,7 +8,6 @@
 //! opened; it never discovers again.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::error::Failure;
 use super::place::{PRIVATE_DIR, Place};
@@ -74,23 +73,22 @@ pub fn write_ledger(place: &Place) -> Result<Ledger, Failure> {
     }
 }
 
+/// This process, as who holds the lock; `command` is what it does.
+pub fn holder(command: &str) -> Holder {
+    Holder {
+        process: process::own_process(),
+        boot_id: process::this_host().boot_id,
+        command: command.to_owned(),
+        attempt: None,
+    }
+}
+
 impl Session {
-    /// Locks the workspace, within `wait`, and opens everything of it.
+    /// Locks the workspace, at once or not at all, and opens everything of it.
     ///
     /// `command` is what is written down of the holder.
-    pub fn open(
-        workspace: Workspace,
-        place: Place,
-        command: &str,
-        wait: Option<Duration>,
-    ) -> Result<Self, Failure> {
-        let holder = Holder {
-            process: process::own_process(),
-            boot_id: process::this_host().boot_id,
-            command: command.to_owned(),
-            attempt: None,
-        };
-        let lock = WorkspaceLock::acquire(&workspace, &holder, wait)?;
+    pub fn open(workspace: Workspace, place: Place, command: &str) -> Result<Self, Failure> {
+        let lock = WorkspaceLock::acquire(&workspace, &holder(command), None)?;
         // Before anything is made: a ledger that is refused leaves nothing behind, no pointer.
         let marker = lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
         place.create(workspace.common_dir())?;

@@ -62,7 +62,7 @@ impl Lab {
 
     pub(super) fn session(&self) -> Session {
         let Context { workspace, place, .. } = self.context.clone();
-        Session::open(workspace, place, "test", None).expect("free")
+        Session::open(workspace, place, "test").expect("free")
     }
 
     fn spec(&self) -> AttemptSpec {

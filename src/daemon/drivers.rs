@@ -63,11 +63,17 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
             return;
         }
         let id = &job.id;
+        let lock = lock_of(&job.folder).await;
+        // Nothing is waited for between this and the driver's start.
         if !server.entries().contains_key(&server.name(&job)) {
             // Cancelled while it waited.
             return;
         }
-        let code = match drive(&server, &job).await {
+        let driven = match lock {
+            Ok(lock) => drive(&server, &job, lock).await,
+            Err(error) => Err(error),
+        };
+        let code = match driven {
             Ok(code) => {
                 tracing::info!(%id, code, "a driver is over");
                 code
@@ -121,20 +127,24 @@ pub(super) fn adopt(server: &Shared, job: Job) {
     });
 }
 
-/// Starts a driver and waits for it; its exit code, `None` where a signal ended it.
-async fn drive(server: &Server, job: &Job) -> std::io::Result<Option<u8>> {
-    let (id, folder) = (&job.id, &job.folder);
-    let kept = folder.kept()?.ok_or(std::io::ErrorKind::NotFound)?;
-    let lock = loop {
+/// The driver's lock. The supervisor of a driver that was killed may still be ending its turn:
+/// that is waited for.
+async fn lock_of(folder: &Folder) -> std::io::Result<File> {
+    loop {
         if let Some(lock) = folder.try_lock()? {
-            break lock;
+            return Ok(lock);
         }
-        // The supervisor of one that was killed is still ending its turn.
         let waiting = folder.clone();
         tokio::task::spawn_blocking(move || waiting.wait())
             .await
             .map_err(std::io::Error::other)??;
-    };
+    }
+}
+
+/// Starts a driver and waits for it; its exit code, `None` where a signal ended it.
+async fn drive(server: &Server, job: &Job, lock: File) -> std::io::Result<Option<u8>> {
+    let (id, folder) = (&job.id, &job.folder);
+    let kept = folder.kept()?.ok_or(std::io::ErrorKind::NotFound)?;
     folder.start()?;
     let mut command = driver(&kept, id, folder)?;
     let mapping = FdMapping { parent_fd: OwnedFd::from(lock), child_fd: LOCK_FD };

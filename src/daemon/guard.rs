@@ -28,7 +28,6 @@ const RETRY: Duration = Duration::from_millis(100);
 
 struct Lease {
     served: usize,
-    until: Instant,
     /// Counts renewals: the timer of an older one ends nothing.
     renewed: u64,
     _lock: WorkspaceLock,
@@ -89,7 +88,7 @@ pub(super) async fn acquire(
         }
     };
     let name = ulid::Ulid::generate().to_string();
-    let lease = Lease { served, until: Instant::now() + ttl, renewed: 0, _lock: lock, _turn: turn };
+    let lease = Lease { served, renewed: 0, _lock: lock, _turn: turn };
     server.leases.all().insert(name.clone(), lease);
     expire(server, name.clone(), 0, ttl);
     Ok(name)
@@ -99,7 +98,6 @@ pub(super) async fn acquire(
 pub(super) fn renew(server: &Shared, name: &str, ttl: Duration) -> Result<usize, Failure> {
     let mut all = server.leases.all();
     let lease = all.get_mut(name).ok_or_else(gone)?;
-    lease.until = Instant::now() + ttl;
     lease.renewed += 1;
     let (served, renewed) = (lease.served, lease.renewed);
     drop(all);

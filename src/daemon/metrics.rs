@@ -152,11 +152,8 @@ impl Metrics {
     /// Where the events of each ledger begin to be counted: now.
     pub(super) fn begin(&self, server: &Server) -> Result<(), Failure> {
         let mut all = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        for at in 0..server.states.len() {
-            let Some(served) = server.served.iter().find(|served| served.state == at) else {
-                continue;
-            };
-            let last = served.context()?.need_ledger()?.last_event_id()?;
+        for state in &server.states {
+            let last = server.served[state.first].context()?.need_ledger()?.last_event_id()?;
             all.push(Read { last: Some(last), ..Read::default() });
         }
         Ok(())
@@ -166,14 +163,13 @@ impl Metrics {
     pub(super) fn page(&self, server: &Server) -> Result<String, Failure> {
         let mut all = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for (at, read) in all.iter_mut().enumerate() {
-            let mut of_state = server.served.iter().filter(|served| served.state == at).peekable();
-            let Some(first) = of_state.peek() else { continue };
+            let first = &server.served[server.states[at].first];
             let ledger = first.context()?.need_ledger()?;
             let filter = EventFilter { after: read.last, ..EventFilter::default() };
             for event in ledger.events(&filter)? {
                 self.take(read, &event);
             }
-            for served in of_state {
+            for served in server.served.iter().filter(|served| served.state == at) {
                 let id = served.context()?.workspace.id();
                 let unsettled = ledger.unsettled(Some(&id))?;
                 let mut quarantined = 0;

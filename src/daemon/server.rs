@@ -59,6 +59,8 @@ impl Served {
 pub(super) struct State {
     /// Where it is.
     pub(super) path: PathBuf,
+    /// The first work tree of it: which of [`Server::served`].
+    pub(super) first: usize,
     /// Grows when the ledger may have changed.
     pub(super) changed: watch::Receiver<u64>,
     _lock: File,
@@ -124,7 +126,7 @@ impl Server {
             let state = if let Some(known) = known {
                 known
             } else {
-                states.push(open_state(&context)?);
+                states.push(open_state(&context, served.len())?);
                 states.len() - 1
             };
             // By its root from now on, whatever becomes of the directory that was named.
@@ -151,10 +153,8 @@ impl Server {
 
     /// Settles what crashes left, by drivers, before anything new begins.
     pub(super) async fn reconcile(&self) -> Result<(), Failure> {
-        for (at, state) in self.states.iter().enumerate() {
-            let Some(served) = self.served.iter().find(|served| served.state == at) else {
-                continue;
-            };
+        for state in &self.states {
+            let served = &self.served[state.first];
             let Called { code, out, .. } = self.call(served, &["reconcile", "--json"]).await?;
             let said: Option<ReconcileDocument> = serde_json::from_slice(&out).ok();
             if let Some(said) = said {
@@ -239,7 +239,7 @@ impl Server {
     }
 }
 
-fn open_state(context: &Context) -> Result<State, Failure> {
+fn open_state(context: &Context, first: usize) -> Result<State, Failure> {
     let path = context.place.state.clone();
     let lock = take(&path.join(LOCK))?;
     session::write_ledger(&context.place)?;
@@ -249,7 +249,7 @@ fn open_state(context: &Context) -> Result<State, Failure> {
             tracing::warn!(%error, "the ledger cannot be watched: events come by time");
         })
         .ok();
-    Ok(State { path, changed, _lock: lock, _watcher: watcher })
+    Ok(State { path, first, changed, _lock: lock, _watcher: watcher })
 }
 
 fn take(path: &Path) -> Result<File, Failure> {

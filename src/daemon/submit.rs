@@ -15,6 +15,7 @@ use super::drivers::{self, Job};
 use super::server::{Server, Shared};
 use super::submission::{Folder, Kept, forget_old, tidy};
 use crate::base::clock;
+use crate::base::hex::hex;
 use crate::config::value;
 use crate::coordinator::begin::UNPROTECTED;
 use crate::coordinator::error::Failure;
@@ -103,15 +104,6 @@ async fn take(server: &Shared, mut request: Submission) -> Result<Submitted, Fai
     keep.await.map_err(Failure::bug)??;
     drivers::enqueue(server, job);
     Ok(Submitted { id, served: at, phase: Phase::Queued, existed: false })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Into a string nothing fails.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// What `worktx run` would refuse is refused here already.

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::base::hex::hex;
 use bstr::BString;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -84,7 +85,7 @@ pub enum Content {
 impl Content {
     /// A file with these bytes.
     pub(super) fn file(mode: u32, bytes: Vec<u8>) -> Self {
-        let sha256 = hexbytes::hex(&Sha256::digest(&bytes));
+        let sha256 = hex(&Sha256::digest(&bytes));
         Self::File { mode, size: bytes.len() as u64, sha256, kept: true, bytes }
     }
 
@@ -454,6 +455,6 @@ pub(super) fn content(dir: &impl AsFd, path: &RepoPath) -> io::Result<Option<Con
         let times = (meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
         digest.update(format!("{size} {} {times:?}", meta.ino()));
     }
-    let sha256 = hexbytes::hex(&digest.finalize());
+    let sha256 = hex(&digest.finalize());
     Ok(Some(Content::File { mode, size, sha256, kept: false, bytes: Vec::new() }))
 }

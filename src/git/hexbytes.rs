@@ -3,8 +3,7 @@
 //! # Limitations
 //! Twice the size; meant for the small files of a git directory.
 
-use std::fmt::Write as _;
-
+use crate::base::hex::hex;
 use serde::de::Error as _;
 use serde::{Deserialize as _, Deserializer, Serializer};
 
@@ -23,12 +22,4 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>,
         Some(bytes) if rest.is_empty() => Ok(bytes),
         _ => Err(D::Error::custom("not a string of hex digits")),
     }
-}
-
-/// The digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

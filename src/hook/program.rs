@@ -19,6 +19,7 @@ use rustix::fs::{Access, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use crate::base::clock;
+use crate::base::hex::hex;
 use crate::tx::post_check::{Interpreter, Stamp, Unrunnable};
 
 /// How many bytes of a file the kernel looks at (`BINPRM_BUF_SIZE`).
@@ -209,14 +210,6 @@ fn hash(head: &[u8], rest: &mut File) -> io::Result<String> {
             n => hasher.update(&buffer[..n]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// What the first bytes of a file say.

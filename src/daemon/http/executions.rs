@@ -105,7 +105,7 @@ pub(super) async fn find(
         }
     }
     for state in states() {
-        let Some(served) = server.served.iter().position(|s| s.state == state) else { continue };
+        let served = server.states[state].first;
         let short = id.to_owned();
         let full = ask(server, served, move |context| {
             let Some(ledger) = context.ledger()? else { return Ok(None) };
@@ -126,7 +126,7 @@ pub(super) async fn find(
 
 /// An execution of one state directory, if it is known there.
 async fn look(server: &Shared, state: usize, id: &ExecutionId) -> Result<Option<Found>, Refused> {
-    let Some(served) = server.served.iter().position(|s| s.state == state) else { return Ok(None) };
+    let served = server.states[state].first;
     let folder = Folder::of(&server.states[state].path, id);
     let (asked, reading) = (id.clone(), folder.clone());
     let (kept, row, root) = ask(server, served, move |context| {
@@ -188,9 +188,7 @@ pub(super) async fn list(
     };
     let mut all = Vec::new();
     for at in 0..server.states.len() {
-        let Some(served) = server.served.iter().position(|served| served.state == at) else {
-            continue;
-        };
+        let served = server.states[at].first;
         if wanted.is_some_and(|wanted| server.served[wanted].state != at) {
             continue;
         }

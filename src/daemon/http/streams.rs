@@ -86,9 +86,7 @@ impl Followed {
     }
 
     async fn look(&mut self) {
-        let Some(served) = self.server.served.iter().position(|s| s.state == self.state) else {
-            return;
-        };
+        let served = self.server.states[self.state].first;
         let filter = EventFilter {
             execution: self.execution.clone(),
             after: Some(self.after),
@@ -144,7 +142,7 @@ pub(super) async fn of_all(
     let Query(from) = query?;
     let mut all = Vec::new();
     for state in 0..server.states.len() {
-        let Some(served) = server.served.iter().position(|s| s.state == state) else { continue };
+        let served = server.states[state].first;
         let start = match after(&headers, &from) {
             Some(after) => after,
             None => {
