@@ -22,6 +22,8 @@ use crate::tx::writer::{DeathProof, ProcessId, ProvenDead, WriterRecord};
 
 /// How often a writer that is being ended is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How many looks at most, until nobody ends meanwhile.
+const LOOKS: u32 = 50;
 /// How many processes a sentence names.
 const NAMED: usize = 5;
 
@@ -60,7 +62,7 @@ pub fn check(record: &WriterRecord, record_dir: &Path, exclusive_volume: bool) -
         return elsewhere(record, record_dir, exclusive_volume);
     }
     let proof = proof_on_disk(record, record_dir);
-    let found = match look(record, record_dir) {
+    let found = match until_still(|| look(record, record_dir), |p| table::living(&p.id).is_some()) {
         Ok(found) => found,
         Err(why) => return Death::Unproven(why),
     };
@@ -229,6 +231,34 @@ fn proof_on_disk(record: &WriterRecord, record_dir: &Path) -> Option<DeathProof>
     proof.how.filter(|_| same)
 }
 
+/// Looks until two looks in a row show nobody, or one shows somebody who stays.
+///
+/// A process that ends while it is looked at shows neither its cgroup nor its children, so that
+/// it explains nothing and is no evidence either. Where suspects end as fast as they are looked
+/// at, the last of them count.
+fn until_still(
+    mut look: impl FnMut() -> Result<Found, String>,
+    stays: impl Fn(&Process) -> bool,
+) -> Result<Found, String> {
+    let mut is_clear = false;
+    let mut found = look()?;
+    for _ in 0..LOOKS {
+        if !found.ours.is_empty() || found.suspects.iter().any(&stays) {
+            return Ok(found);
+        }
+        if found.suspects.is_empty() {
+            if std::mem::replace(&mut is_clear, true) {
+                return Ok(found);
+            }
+        } else {
+            is_clear = false;
+            std::thread::sleep(LOOK);
+        }
+        found = look()?;
+    }
+    Ok(found)
+}
+
 fn look(record: &WriterRecord, record_dir: &Path) -> Result<Found, String> {
     let table = Table::read().map_err(|error| format!("/proc cannot be read: {error}"))?;
     if table.is_whole() {
@@ -325,6 +355,40 @@ mod tests {
         boot.host.machine_id = "another".to_owned();
         assert_eq!(how(check(&boot, dir.path(), false)), None);
         Ok(())
+    }
+
+    #[test]
+    fn who_ends_while_looked_at_is_no_evidence() {
+        let process = |pid: i32| Process {
+            id: ProcessId { pid, start_ticks: 7 },
+            parent: 1,
+            group: pid,
+            session: pid,
+            state: b'S',
+            threads: 1,
+        };
+        // What each look shows: our own, suspects. Whoever has an even number stays.
+        let looks = |shown: &[(&[i32], &[i32])]| {
+            let mut taken = 0;
+            let found = until_still(
+                || {
+                    let (ours, suspects) = shown[taken.min(shown.len() - 1)];
+                    taken += 1;
+                    let all = |pids: &[i32]| pids.iter().map(|pid| process(*pid)).collect();
+                    Ok(Found { ours: all(ours), suspects: all(suspects) })
+                },
+                |process| process.id.pid % 2 == 0,
+            )
+            .expect("looks never fail here");
+            (taken, found.ours.len(), found.suspects.len())
+        };
+        assert_eq!(looks(&[(&[], &[])]), (2, 0, 0), "nobody is proven by one look");
+        assert_eq!(looks(&[(&[], &[3]), (&[], &[])]), (3, 0, 0));
+        assert_eq!(looks(&[(&[], &[]), (&[], &[3]), (&[], &[])]), (4, 0, 0));
+        assert_eq!(looks(&[(&[], &[3]), (&[], &[4])]), (2, 0, 1), "its child stays");
+        assert_eq!(looks(&[(&[], &[]), (&[5], &[])]), (2, 1, 0));
+        let (taken, _, suspects) = looks(&[(&[], &[3])]);
+        assert!(taken > 10 && suspects == 1, "a chain that never ends is not cleared");
     }
 
     #[test]
