@@ -37,6 +37,24 @@ pub struct Global {
     /// When to use colour
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
+    /// How the log is written, on stderr; `WORKTX_LOG` says what is logged
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORM",
+        default_value = "text",
+        env = "WORKTX_LOG_FORMAT"
+    )]
+    pub log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people
+    Text,
+    /// A JSON document a line
+    Json,
 }
 
 /// When to use colour.
@@ -303,18 +321,6 @@ pub struct ServeArgs {
     /// After a SIGTERM, let running executions go on for so long before they are interrupted
     #[arg(long, value_name = "DUR", default_value = "30s")]
     pub drain: String,
-    /// How the log is written, on stderr
-    #[arg(long, value_name = "FORM", default_value = "text")]
-    pub log_format: LogFormat,
-}
-
-/// `--log-format`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// A line for people
-    Text,
-    /// A JSON document a line
-    Json,
 }
 
 /// `guard`

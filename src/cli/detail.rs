@@ -10,6 +10,8 @@ use super::style::neutral;
 
 /// The fields that say the most, which come first.
 const FIRST: [&str; 5] = ["decision", "reason", "what", "why", "death"];
+/// What is shown elsewhere: `show` tells where the time went.
+const ELSEWHERE: &str = "phases";
 /// How long a value may be.
 const LONGEST: usize = 80;
 
@@ -24,7 +26,8 @@ pub(super) fn detail(value: &Value) -> String {
 
 fn fields(map: &Map<String, Value>) -> String {
     let rank = |name: &str| FIRST.iter().position(|first| *first == name).unwrap_or(FIRST.len());
-    let mut all: Vec<(&String, &Value)> = map.iter().collect();
+    let mut all: Vec<(&String, &Value)> =
+        map.iter().filter(|(name, _)| *name != ELSEWHERE).collect();
     all.sort_by_key(|(name, _)| rank(name));
     let parts: Vec<String> = all
         .into_iter()
@@ -75,10 +78,10 @@ mod tests {
     #[test]
     fn details_are_read_by_people() {
         let decided = json!({
-            "phase": "OpenTurn", "writer": "dead: Gone", "verdict": "NotWritten",
+            "stage": "OpenTurn", "phases": [{ "phase": "turn", "duration_us": 7 }], "writer": "dead: Gone", "verdict": "NotWritten",
             "branch": "AtBase", "tree": "Foreign", "again": false, "decision": "quarantine"
         });
-        insta::assert_snapshot!(detail(&decided), @"decision quarantine, again false, branch AtBase, phase OpenTurn, tree Foreign, verdict NotWritten, writer dead: Gone");
+        insta::assert_snapshot!(detail(&decided), @"decision quarantine, again false, branch AtBase, stage OpenTurn, tree Foreign, verdict NotWritten, writer dead: Gone");
         let id = "b332edd82f32ffb7bb93d6935522af061b8ec51d";
         let sealed = json!({ "candidate": id, "changes": { "added": 1 }, "exit_code": null });
         assert_eq!(detail(&sealed), "candidate b332edd82f, changes (added 1)");

@@ -14,7 +14,7 @@ use super::exit;
 use crate::coordinator::documents as d;
 use crate::coordinator::outcome::{Outcome, OutcomeWord};
 use crate::tx::cause::ErrorCode;
-use crate::tx::recovery::{Decision, Phase, PinFirst};
+use crate::tx::recovery::{Decision, PinFirst, Stage};
 use crate::tx::state::StateTag;
 
 fn docs() -> PathBuf {
@@ -205,8 +205,8 @@ fn the_page_of_states_has_them_all() {
     for decision in decisions {
         has_row(&text, decision.name());
     }
-    for phase in Phase::ALL {
-        let name = format!("{phase:?}");
+    for stage in Stage::ALL {
+        let name = format!("{stage:?}");
         assert!(text.contains(&format!("`{name}`")), "no word about {name}");
     }
     let source = include_str!("../tx/state.rs");

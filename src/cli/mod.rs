@@ -24,6 +24,7 @@ mod guard;
 mod guard_hook;
 mod init;
 mod list;
+mod log;
 pub mod output;
 mod post_check;
 mod progress;
@@ -43,15 +44,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::{Cli, Command, Global, LogFormat};
+use args::{Cli, Command, Global};
 
 use crate::config::Flags;
 use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
 use style::Style;
-
-/// The variable that turns the log on; the filter is that of `tracing-subscriber`.
-const LOG: &str = "WORKTX_LOG";
 
 /// Everything after the supervisor's question: parses, does, and says what came of it.
 pub fn main() -> ExitCode {
@@ -68,13 +66,9 @@ fn called_with(words: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     let Cli { global, command } = cli;
-    match &command {
-        // A server has nobody who looks on: it says what it does.
-        Command::Serve(args) if !args.check => {
-            log_to_stderr(Some("worktx=info"), args.log_format == LogFormat::Json);
-        }
-        _ => log_to_stderr(None, false),
-    }
+    // A server has nobody who looks on: it says what it does.
+    let serves = matches!(&command, Command::Serve(args) if !args.check);
+    let _log = log::begin(global.log_format, serves.then_some("worktx=info"));
     match dispatch(&global, command) {
         Ok(code) => code,
         Err(failure) => {
@@ -113,19 +107,4 @@ fn dispatch(global: &Global, command: Command) -> Result<u8, Failure> {
 fn context(global: &Global) -> Result<Context, Failure> {
     let flags = Flags { profile: global.profile.clone(), ..Flags::default() };
     Context::find(Invocation::of_process(global.workspace.clone(), flags)?)
-}
-
-/// Off unless there is a filter; one that makes no sense is said, and then it is off too.
-fn log_to_stderr(default: Option<&str>, json: bool) {
-    let asked = std::env::var_os(LOG).filter(|value| !value.is_empty());
-    let Some(filter) = asked.or_else(|| default.map(OsString::from)) else { return };
-    let filter = filter.to_string_lossy();
-    match tracing_subscriber::EnvFilter::try_new(&*filter) {
-        Ok(filter) => {
-            let log = tracing_subscriber::fmt().with_env_filter(filter);
-            let log = log.with_writer(std::io::stderr).with_ansi(false);
-            let _ = if json { log.json().try_init() } else { log.try_init() };
-        }
-        Err(error) => output::say(&format!("warning: {LOG}: {error}\n")),
-    }
 }

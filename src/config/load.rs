@@ -25,7 +25,7 @@ pub const REPOSITORY_FILE: &str = ".worktx.toml";
 /// The variable that names the profile.
 pub const PROFILE_VARIABLE: &str = "WORKTX_PROFILE";
 /// Variables that worktx sets or reads, and that are no keys.
-pub const HANDED_OUT: [&str; 13] = [
+pub const HANDED_OUT: [&str; 14] = [
     PROFILE_VARIABLE,
     "WORKTX_EXECUTION_ID",
     "WORKTX_ATTEMPT",
@@ -38,6 +38,7 @@ pub const HANDED_OUT: [&str; 13] = [
     "WORKTX_PREVIOUS",
     "WORKTX_FAULT",
     "WORKTX_LOG",
+    "WORKTX_LOG_FORMAT",
     "WORKTX_CLAIM_TOKEN",
 ];
 /// The profiles, the default first.

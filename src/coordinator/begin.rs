@@ -20,6 +20,7 @@ use super::context::{Context, Invocation};
 use super::drive::{Driver, Live, chain};
 use super::error::Failure;
 use super::gitdir;
+use super::laps::Laps;
 use super::outcome::{Outcome, OutcomeWord};
 use super::place::{PRIVATE_DIR, PRIVATE_FILE, Place, temporary_name};
 use super::session::Session;
@@ -41,6 +42,7 @@ use crate::process::{self, Bounds, Command, Output, Requests, Signals, Stdin, fi
 use crate::tx::cause::{Cause, ErrorCode};
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
+use crate::tx::phase::Phase;
 use crate::tx::record::{AttemptRecord, Warning};
 use crate::tx::settings::OnDirty;
 use crate::tx::state::{StateTag, TxState};
@@ -87,6 +89,9 @@ pub const UNPROTECTED: [&str; 3] = ["validation", "maintenance", "health"];
 /// # Errors
 /// [`Failure`] where nothing ran, or where the end could not be recorded.
 pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
+    let _span = tracing::info_span!("run", execution = %request.execution).entered();
+    let mut laps = Laps::default();
+    laps.enter(Phase::Begin);
     let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
     let context = &request.context;
     let Invocation { cwd, flags, .. } = &context.invocation;
@@ -106,7 +111,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     }
     let mut session = open(request, signals, &context.workspace, &context.place)?;
     let loaded = context.user.clone();
-    let mut begin = Begin { request, signals, program, git_env, loaded };
+    let mut begin = Begin { request, signals, program, git_env, loaded, laps };
     if unprotected {
         return begin.run_unprotected(&mut session, Vec::new());
     }
@@ -158,6 +163,7 @@ pub(super) struct Begin<'r> {
     program: PathBuf,
     pub(super) git_env: GitEnv,
     pub(super) loaded: Loaded,
+    laps: Laps,
 }
 
 impl Begin<'_> {
@@ -167,6 +173,7 @@ impl Begin<'_> {
         if let Some(outcome) = self.standing(session)? {
             return Ok(outcome);
         }
+        self.laps.enter(Phase::Judge);
         let base = match self.judge(session) {
             Ok(base) => base,
             Err(Failure::Refused { refusals, warnings }) => {
@@ -229,7 +236,8 @@ impl Begin<'_> {
         }
     }
 
-    fn open(&self, session: &mut Session, base: Base) -> Result<Outcome, Failure> {
+    fn open(&mut self, session: &mut Session, base: Base) -> Result<Outcome, Failure> {
+        self.laps.enter(Phase::Record);
         let id = self.request.execution.clone();
         let prefix = &self.loaded.values.settings.ref_prefix;
         let in_refs = largest_in_refs(session, prefix, &id)?;
@@ -259,7 +267,7 @@ impl Begin<'_> {
     }
 
     fn open_as(
-        &self,
+        &mut self,
         session: &mut Session,
         base: Base,
         key: AttemptKey,
@@ -366,7 +374,7 @@ impl Begin<'_> {
     }
 
     fn drive(
-        &self,
+        &mut self,
         session: &mut Session,
         key: AttemptKey,
         spec: AttemptSpec,
@@ -374,6 +382,7 @@ impl Begin<'_> {
         base: Base,
     ) -> Result<Outcome, Failure> {
         let command = self.command(Some((&key, &spec)));
+        self.laps.rest();
         let mut driver = Driver {
             session,
             key,
@@ -385,6 +394,7 @@ impl Begin<'_> {
                 timeout: self.request.timeout,
                 snapshot: Some(Arc::new(base.baseline.snapshot)),
                 environment: self.request.context.invocation.environment.clone(),
+                laps: std::mem::take(&mut self.laps),
                 ..Live::default()
             },
             signals: self.signals,
@@ -402,8 +412,8 @@ impl Begin<'_> {
         }
         let settled = driver.state().tag().is_settled();
         let status = driver.row().ok().flatten().map(|row| row.status);
-        let facts = driver.spec.facts(&driver.key);
-        let mut outcome = Outcome::of(facts, &driver.record, status)
+        let mut outcome = driver
+            .outcome(&driver.record, status)
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         let warnings = notify::tell(&mut driver);
         outcome.warnings.extend(warnings);

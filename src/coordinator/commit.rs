@@ -241,6 +241,11 @@ impl Driver<'_> {
                 }
                 Verdict::Unknown(why) => return Ok(Verdict::Unknown(why)),
                 verdict => {
+                    tracing::info!(
+                        ?verdict,
+                        state = next.state.tag().as_str(),
+                        "the gate answered"
+                    );
                     self.record = next;
                     self.rev = new_rev;
                     return Ok(verdict);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::outcome::{OutcomeWord, RefsDocument};
 use crate::tx::id::{AttemptNo, ExecutionId, Oid};
 use crate::tx::path::RepoPath;
+use crate::tx::phase::PhaseTime;
 use crate::tx::record::Warning;
 use crate::tx::state::{ChangeCounts, PostCheckRecord, StateTag};
 use crate::tx::verdict::Status;
@@ -114,6 +115,9 @@ pub struct ShownAttempt {
     pub drift: Vec<RepoPath>,
     /// What a person should know.
     pub warnings: Vec<Warning>,
+    /// Where the time went, once it is at an end.
+    #[serde(default)]
+    pub phases: Vec<PhaseTime>,
     /// When it was opened.
     pub started_at: String,
     /// When its state last changed.

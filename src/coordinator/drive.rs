@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::error::Failure;
+use super::laps::Laps;
+use super::outcome::Outcome;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use super::view::SealView;
@@ -22,6 +24,7 @@ use crate::journal::{Change, LedgerError};
 use crate::process::{self, Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, Oid, Pin, RefName};
+use crate::tx::phase::Phase;
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::OnDrift;
 use crate::tx::state::{Effect, TxEvent, TxState};
@@ -93,6 +96,8 @@ pub struct Live {
     pub new_index: Option<crate::git::index::Meaning>,
     /// git's locks, held across the gate.
     pub held: Option<crate::git::locks::HeldLocks>,
+    /// Where the time goes.
+    pub laps: Laps,
     /// The environment that `run` was started with.
     pub environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
 }
@@ -129,7 +134,25 @@ impl Driver<'_> {
     /// [`Failure`] where the ledger cannot be written or the machine fails: the attempt stays as
     /// it is recorded, and a later reconcile goes on with it.
     pub fn drive(&mut self) -> Result<(), Failure> {
+        let (execution, attempt) = (&self.key.execution, self.key.attempt);
+        let _span = tracing::info_span!("attempt", %execution, %attempt).entered();
+        let driven = self.drive_on();
+        // Within the span of the attempt.
+        self.live.laps.rest();
+        driven
+    }
+
+    fn drive_on(&mut self) -> Result<(), Failure> {
         while let Some(effect) = self.record.state.next_effect() {
+            self.live.laps.enter(match effect {
+                Effect::Start => Phase::Start,
+                Effect::RunTurn => Phase::Turn,
+                Effect::Validate => Phase::PostCheck,
+                Effect::AskGate => Phase::Gate,
+                Effect::Promote => Phase::Promote,
+                Effect::Finish => Phase::Finish,
+                Effect::Undo => Phase::Discard,
+            });
             let checked = self.session.verify().map_err(|why| self.lost(&why));
             let done = checked.and_then(|()| match effect {
                 Effect::Start => self.start_turn(),
@@ -198,13 +221,20 @@ impl Driver<'_> {
             outcome: outcome.as_ref(),
         };
         self.rev = self.session.ledger.transition(&change)?;
+        tracing::info!(event, state = record.state.tag().as_str(), "recorded");
         Ok(())
     }
 
     /// The outcome document, where the record is at an end.
     pub fn outcome_value(&self, record: &AttemptRecord, status: Option<Status>) -> Option<Value> {
-        let document = super::outcome::Outcome::of(self.spec.facts(&self.key), record, status)?;
-        serde_json::to_value(document).ok()
+        serde_json::to_value(self.outcome(record, status)?).ok()
+    }
+
+    /// The outcome, where the record is at an end.
+    pub fn outcome(&self, record: &AttemptRecord, status: Option<Status>) -> Option<Outcome> {
+        let mut outcome = Outcome::of(self.spec.facts(&self.key), record, status)?;
+        outcome.phases = self.live.laps.so_far();
+        Some(outcome)
     }
 
     /// Records that an operator decides. Where the ledger itself is gone, there is nothing to

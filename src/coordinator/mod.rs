@@ -21,6 +21,7 @@ pub mod guard;
 pub mod guarded;
 mod held;
 pub mod init;
+mod laps;
 mod leftovers;
 mod notify;
 mod observe;

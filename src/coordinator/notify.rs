@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::drive::{Driver, chain};
-use super::outcome::{Outcome, RefsDocument};
+use super::outcome::RefsDocument;
 use super::queue::{Place, Queue, QueueError};
 use super::{query, view, words};
 use crate::base::clock;
@@ -398,7 +398,7 @@ fn may_lie(driver: &Driver<'_>, path: &Path) -> Result<bool, String> {
 /// Runs the command with the outcome document on its standard input.
 fn say(driver: &mut Driver<'_>, words: &str) -> Result<(), String> {
     let status = driver.row().ok().flatten().map(|row| row.status);
-    let outcome = Outcome::of(driver.spec.facts(&driver.key), &driver.record, status);
+    let outcome = driver.outcome(&driver.record, status);
     let input = outcome.and_then(|outcome| serde_json::to_vec(&outcome).ok()).unwrap_or_default();
     let mut env = driver.live.environment.clone();
     env.retain(|(name, _)| !name.as_bytes().starts_with(b"GIT_"));

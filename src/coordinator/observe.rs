@@ -22,7 +22,7 @@ use crate::git::scan::{self, NewDirectories};
 use crate::process::{self, Death};
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::recovery::{
-    BranchSeen, Observed, OwnerSeen, Phase, TreeSeen, VerdictSeen, WriterSeen,
+    BranchSeen, Observed, OwnerSeen, Stage, TreeSeen, VerdictSeen, WriterSeen,
 };
 use crate::tx::state::{Fingerprint, TxState};
 use crate::tx::verdict::{Claim, Status};
@@ -112,13 +112,13 @@ impl Driver<'_> {
     /// Looks at everything that the recovery table asks about. `again` says that the same
     /// execution has come again.
     pub(super) fn observe(&mut self, owner: OwnerSeen, again: bool) -> Result<Sight, Stop> {
-        let phase = Phase::of(self.state());
+        let stage = Stage::of(self.state());
         let (writer, death, writer_text) = self.observe_writer();
         let verdict = self.observe_verdict();
         let branch = self.observe_branch()?;
         let wants_tree = matches!(
-            phase,
-            Phase::Sealed | Phase::Validating | Phase::Committing | Phase::RollingBack
+            stage,
+            Stage::Sealed | Stage::Validating | Stage::Committing | Stage::RollingBack
         );
         let tree = if wants_tree && writer == WriterSeen::ProvenDead {
             self.observe_tree()?
@@ -136,7 +136,7 @@ impl Driver<'_> {
             again,
         };
         let detail = json!({
-            "phase": format!("{phase:?}"), "writer": writer_text, "verdict": format!("{verdict:?}"),
+            "stage": format!("{stage:?}"), "writer": writer_text, "verdict": format!("{verdict:?}"),
             "branch": format!("{branch:?}"), "tree": format!("{tree:?}"), "again": again,
         });
         Ok(Sight { seen, death, detail })
@@ -233,7 +233,7 @@ impl Driver<'_> {
         // A crash cut the turn off before anything of the branch was recorded: its own commits are
         // told by the reflog.
         let cut_off =
-            matches!(Phase::of(self.state()), Phase::OpenTurn | Phase::QuarantinedInterrupted);
+            matches!(Stage::of(self.state()), Stage::OpenTurn | Stage::QuarantinedInterrupted);
         if cut_off && matches!(self.judge_moves(), Ok(Some(own)) if own == now) {
             return Ok(BranchSeen::AtTip);
         }

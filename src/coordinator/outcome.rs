@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::tx::cause::ErrorCode;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Oid};
 use crate::tx::path::RepoPath;
+use crate::tx::phase::PhaseTime;
 use crate::tx::record::{AttemptRecord, Warning};
 use crate::tx::state::{ChangeCounts, PostCheckRecord, TxState};
 use crate::tx::verdict::Status;
@@ -125,6 +126,10 @@ pub struct Outcome {
     pub detail: Option<String>,
     /// What a person should know.
     pub warnings: Vec<Warning>,
+    /// Where the time went, in the order of the phases; empty where no attempt was made. The last
+    /// phase is told as far as it had come when this was written.
+    #[serde(default)]
+    pub phases: Vec<PhaseTime>,
 }
 
 /// The facts of an attempt that its state does not hold.
@@ -165,6 +170,7 @@ impl Outcome {
             paths: Vec::new(),
             detail: None,
             warnings: Vec::new(),
+            phases: Vec::new(),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::journal::{Attempt, EventFilter, Filter, Ledger};
 use crate::process;
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, ExecutionId};
+use crate::tx::phase::PhaseTime;
 use crate::tx::state::TxState;
 use crate::tx::verdict::Row;
 
@@ -140,6 +141,7 @@ fn shown(context: &Context, attempt: &Attempt, row: Option<&Row>) -> Result<Show
         refs: RefsDocument::of(&record),
         drift: record.drift.clone(),
         warnings: record.warnings.clone(),
+        phases: recorded_phases(attempt),
         started_at: attempt.started_at.clone(),
         updated_at: attempt.updated_at.clone(),
         settled_at: attempt.settled_at.clone(),
@@ -149,6 +151,12 @@ fn shown(context: &Context, attempt: &Attempt, row: Option<&Row>) -> Result<Show
         seen,
         seen_error,
     })
+}
+
+/// The phases that the outcome of an attempt was recorded with.
+fn recorded_phases(attempt: &Attempt) -> Vec<PhaseTime> {
+    let phases = attempt.outcome.as_ref().and_then(|outcome| outcome.get("phases")).cloned();
+    phases.and_then(|phases| serde_json::from_value(phases).ok()).unwrap_or_default()
 }
 
 /// The commands that are legal for an unsettled attempt, the likeliest first; none for a settled.

@@ -30,7 +30,7 @@ use crate::process::{self, Death, Signals};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
 use crate::tx::record::Warning;
-use crate::tx::recovery::{self, Decision, OwnerSeen, Phase, PinFirst};
+use crate::tx::recovery::{self, Decision, OwnerSeen, PinFirst, Stage};
 use crate::tx::state::{StateTag, TxEvent, TxState, Undo};
 use crate::tx::writer::{DeathProof, ProvenDead, TurnResult};
 
@@ -47,6 +47,7 @@ pub fn reconcile(
     signals: Signals,
     again: Option<&ExecutionId>,
 ) -> Result<ReconcileDocument, Failure> {
+    let _span = tracing::info_span!("reconcile").entered();
     let mut document = empty();
     let workspace = session.workspace.id();
     let unsettled = session.ledger.unsettled(Some(&workspace))?;
@@ -65,7 +66,7 @@ pub fn reconcile(
             let prefix = driver.spec.settings.ref_prefix.clone();
             stand_by_pins(driver.session, &attempt.key, &prefix, &driver.record)?;
         }
-        let held = Phase::of(driver.state()) == Phase::QuarantinedOther;
+        let held = Stage::of(driver.state()) == Stage::QuarantinedOther;
         if from != StateTag::Quarantined || !held {
             if owner.as_ref().is_some_and(lives_on) {
                 // The lock could be had, but who drives this lives: its lock file was exchanged.
@@ -274,8 +275,8 @@ impl Driver<'_> {
     fn decide_once(&mut self, again: bool) -> Result<bool, Stop> {
         self.session.verify().map_err(|why| self.lost(&why))?;
         let sight = self.observe(OwnerSeen::Gone, again)?;
-        let phase = Phase::of(self.state());
-        let decision = recovery::decide(phase, sight.seen);
+        let stage = Stage::of(self.state());
+        let decision = recovery::decide(stage, sight.seen);
         if decision == Decision::Leave {
             return Ok(false);
         }
@@ -321,7 +322,7 @@ impl Driver<'_> {
                 if matches!(self.state(), TxState::Quarantined { .. }) {
                     self.apply(TxEvent::Resumed, &json!({}))?;
                 }
-                let before = matches!(phase, Phase::Sealed | Phase::Validating);
+                let before = matches!(stage, Stage::Sealed | Stage::Validating);
                 if before
                     && pin == PinFirst::WhatIsNew
                     && let Some(seal) = self.state().seal().cloned()

@@ -35,6 +35,7 @@ use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::entry::{Change, Entry, GIT_FILE, GIT_SYMLINK, Kind, Tracked, git_mode};
 use crate::tx::id::{Oid, Pin};
 use crate::tx::path::RepoPath;
+use crate::tx::phase::Phase;
 use crate::tx::state::{ChangeCounts, Seal, TxEvent};
 use crate::tx::writer::{ProvenDead, TurnResult};
 
@@ -103,6 +104,7 @@ impl Driver<'_> {
         death: ProvenDead,
         adopted: bool,
     ) -> Result<(), Stop> {
+        self.live.laps.enter(Phase::Seal);
         self.put_back_programs()?;
         self.make_durable(tip)?;
         let sealed_head = tip.unwrap_or(self.spec.base);

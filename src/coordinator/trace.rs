@@ -12,7 +12,6 @@ use serde_json::json;
 
 use super::drive::Driver;
 use super::error::Failure;
-use super::outcome::Outcome;
 use super::place::PRIVATE_FILE;
 use crate::base::durable;
 use crate::git::rules::{Source, View};
@@ -39,9 +38,10 @@ impl Driver<'_> {
             rev: self.rev,
             record: &record,
             event: name,
-            detail: &json!({}),
+            detail: &json!({ "phases": self.live.laps.so_far() }),
             outcome: outcome.as_ref(),
         })?;
+        tracing::info!(event = name, state = record.state.tag().as_str(), "recorded");
         self.record = record;
         Ok(())
     }
@@ -49,8 +49,7 @@ impl Driver<'_> {
     /// Writes the outcome where the next attempt and people find it.
     pub(super) fn leave_trace(&mut self) {
         let status = self.row().ok().flatten().map(|row| row.status);
-        let facts = self.spec.facts(&self.key);
-        let Some(outcome) = Outcome::of(facts, &self.record, status) else { return };
+        let Some(outcome) = self.outcome(&self.record, status) else { return };
         let Ok(bytes) = serde_json::to_vec_pretty(&outcome) else { return };
         let path = self.session.place.attempt(&self.key).join(OUTCOME);
         if let Err(error) = durable::write_file(&path, &bytes, PRIVATE_FILE) {

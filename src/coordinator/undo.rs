@@ -37,6 +37,7 @@ use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::entry::{Change, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
+use crate::tx::phase::Phase;
 use crate::tx::settings::{Limits, OnDrift};
 use crate::tx::state::{TxEvent, TxState, Undo};
 use crate::tx::verdict::{Status, Terminal, Verdict};
@@ -98,6 +99,7 @@ impl Driver<'_> {
             }
         };
         fault::point(Point::DiscardedPinned);
+        self.live.laps.enter(Phase::Restore);
 
         self.put_back_git_directory()?;
         if let Some(tip) = tip {
@@ -362,13 +364,16 @@ impl Driver<'_> {
         let state = self.state().clone().apply(TxEvent::Undone).map_err(Failure::bug)?;
         let record = crate::tx::record::AttemptRecord { state, ..self.record.clone() };
         let expected = self.state().tag();
-        let facts = self.spec.facts(&self.key);
-        let detail = json!({ "reason": cause.reason() });
+        self.live.laps.enter(Phase::Finish);
+        let phases = self.live.laps.so_far();
+        let detail = json!({ "reason": cause.reason(), "phases": phases });
         let (key, rev) = (self.key.clone(), self.rev);
         let standing = self.row()?.map(|row| row.status);
+        let facts = self.spec.facts(&self.key);
         let change = |status: Option<Status>| {
-            let outcome = Outcome::of(facts.clone(), &record, status);
-            outcome.and_then(|outcome| serde_json::to_value(outcome).ok())
+            let mut outcome = Outcome::of(facts.clone(), &record, status)?;
+            outcome.phases.clone_from(&phases);
+            serde_json::to_value(outcome).ok()
         };
         match cause.terminal() {
             None => {
@@ -403,7 +408,9 @@ impl Driver<'_> {
                             rev,
                             record: &record,
                             event: "undone",
-                            detail: &json!({ "reason": cause.reason(), "terminal_won": answer.won }),
+                            detail: &json!({
+                                "reason": cause.reason(), "terminal_won": answer.won, "phases": phases,
+                            }),
                             outcome: outcome.as_ref(),
                         };
                         new_rev = change.apply(tx)?;
@@ -416,6 +423,7 @@ impl Driver<'_> {
                 self.rev = new_rev;
             }
         }
+        tracing::info!(event = "undone", state = record.state.tag().as_str(), "recorded");
         self.record = record;
         self.leave_trace();
         Ok(())

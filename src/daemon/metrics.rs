@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -20,6 +21,7 @@ use super::server::Server;
 use crate::coordinator::error::Failure;
 use crate::journal::{Event, EventFilter};
 use crate::tx::id::{AttemptNo, ExecutionId};
+use crate::tx::phase::PhaseTime;
 use crate::tx::state::StateTag;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -30,6 +32,11 @@ struct Outcome {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct State {
     state: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Of {
+    phase: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -56,6 +63,7 @@ pub(super) struct Metrics {
     attempts: Family<Outcome, Counter>,
     verdicts: Family<Verdict, Counter>,
     durations: Family<State, Histogram>,
+    phases: Family<Of, Histogram>,
     unsettled: Family<Workspace, Gauge>,
     quarantined: Family<Workspace, Gauge>,
     running: Gauge,
@@ -81,6 +89,13 @@ impl Metrics {
             Unit::Seconds,
             durations.clone(),
         );
+        let phases = Family::<Of, Histogram>::new_with_constructor(histogram);
+        registry.register_with_unit(
+            "phase_duration",
+            "How long attempts that came to an end were in a phase",
+            Unit::Seconds,
+            phases.clone(),
+        );
         let unsettled = Family::<Workspace, Gauge>::default();
         registry.register("unsettled", "Attempts that are not settled", unsettled.clone());
         let quarantined = Family::<Workspace, Gauge>::default();
@@ -96,6 +111,7 @@ impl Metrics {
             attempts,
             verdicts,
             durations,
+            phases,
             unsettled,
             quarantined,
             running,
@@ -119,6 +135,13 @@ impl Metrics {
             "verdict_won" => self.verdict("won"),
             "verdict_lost" => self.verdict("lost"),
             _ => {}
+        }
+        let phases = event.detail.get("phases").cloned();
+        let phases: Vec<PhaseTime> =
+            phases.and_then(|told| serde_json::from_value(told).ok()).unwrap_or_default();
+        for PhaseTime { phase, duration_us } in phases {
+            let seconds = Duration::from_micros(duration_us).as_secs_f64();
+            self.phases.get_or_create(&Of { phase: phase.as_str() }).observe(seconds);
         }
         let (Some(attempt), Some(to)) = (event.attempt, event.to_state.as_deref()) else { return };
         if event.from_state.as_deref() == Some(to) {

@@ -12,6 +12,7 @@ pub mod cause;
 pub mod entry;
 pub mod id;
 pub mod path;
+pub mod phase;
 pub mod post_check;
 pub mod record;
 pub mod recovery;

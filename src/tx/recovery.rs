@@ -17,7 +17,7 @@ use super::state::{TxState, VerdictState};
 
 /// Where an attempt is, as far as the table needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Phase {
+pub enum Stage {
     /// Recorded, no turn.
     OpenIdle,
     /// The turn was let go, or was about to be.
@@ -44,8 +44,8 @@ pub enum Phase {
     Settled,
 }
 
-impl Phase {
-    /// Every phase.
+impl Stage {
+    /// Every stage.
     pub const ALL: [Self; 12] = [
         Self::OpenIdle,
         Self::OpenTurn,
@@ -61,7 +61,7 @@ impl Phase {
         Self::Settled,
     ];
 
-    /// The phase of a state.
+    /// The stage of a state.
     pub fn of(state: &TxState) -> Self {
         match state {
             TxState::Open { turn: None } => Self::OpenIdle,
@@ -213,22 +213,22 @@ impl Decision {
     }
 }
 
-/// The recovery table. No wildcard over the phase: a thirteenth does not compile.
-pub fn decide(phase: Phase, seen: Observed) -> Decision {
+/// The recovery table. No wildcard over the stage: a thirteenth does not compile.
+pub fn decide(stage: Stage, seen: Observed) -> Decision {
     use BranchSeen as B;
     use Decision as D;
     use PinFirst as P;
     use TreeSeen as T;
     use VerdictSeen as V;
 
-    if phase == Phase::Settled || seen.owner == OwnerSeen::Living {
+    if stage == Stage::Settled || seen.owner == OwnerSeen::Living {
         return D::Leave;
     }
     let held = matches!(
-        phase,
-        Phase::QuarantinedInterrupted | Phase::QuarantinedWon | Phase::QuarantinedOther
+        stage,
+        Stage::QuarantinedInterrupted | Stage::QuarantinedWon | Stage::QuarantinedOther
     );
-    let nothing_ran = phase == Phase::OpenIdle;
+    let nothing_ran = stage == Stage::OpenIdle;
     if seen.writer == WriterSeen::Unproven && !nothing_ran {
         return if held { D::Leave } else { D::StopWriter };
     }
@@ -237,13 +237,13 @@ pub fn decide(phase: Phase, seen: Observed) -> Decision {
         |why: &str| D::Quarantine(QuarantineReason::PromoteBlocked { why: why.to_owned() });
     let mismatch = || D::Quarantine(QuarantineReason::VerdictMismatch);
 
-    match phase {
-        Phase::Settled | Phase::QuarantinedOther => D::Leave,
+    match stage {
+        Stage::Settled | Stage::QuarantinedOther => D::Leave,
 
-        Phase::OpenIdle => D::Abandon,
+        Stage::OpenIdle => D::Abandon,
 
         // Nobody can say what a turn that was cut off wanted to keep.
-        Phase::OpenTurn => match (seen.on_interrupted, seen.verdict, seen.branch) {
+        Stage::OpenTurn => match (seen.on_interrupted, seen.verdict, seen.branch) {
             (_, V::Ours, _) => mismatch(),
             (OnInterrupted::Quarantine, ..) => D::Quarantine(QuarantineReason::Interrupted),
             (OnInterrupted::RollBack, _, B::AtBase | B::AtTip) => {
@@ -257,7 +257,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Decision {
         },
 
         // The post-check decides over the candidate: what is not of it goes aside first.
-        Phase::Sealed | Phase::Validating => match (seen.verdict, seen.branch, seen.tree) {
+        Stage::Sealed | Stage::Validating => match (seen.verdict, seen.branch, seen.tree) {
             (V::Ours, _, _) => mismatch(),
             (_, B::AtBase | B::AtTip, T::Candidate) => D::Resume(P::Nothing),
             (_, B::AtBase | B::AtTip, T::Base | T::Mixed | T::Foreign) => D::Resume(P::WhatIsNew),
@@ -267,7 +267,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Decision {
         },
 
         // The uncertain one: the row and the branch together say where it is.
-        Phase::Committing => match (seen.verdict, seen.branch) {
+        Stage::Committing => match (seen.verdict, seen.branch) {
             (V::NotWritten | V::Ours | V::Unknown, B::AtBase | B::AtTip) => D::Resume(P::Nothing),
             (V::Theirs, B::AtBase | B::AtTip) => {
                 D::RollBack(Cause::VerdictLost { standing: None }, P::Everything)
@@ -285,27 +285,27 @@ pub fn decide(phase: Phase, seen: Observed) -> Decision {
         },
 
         // Past the commit point: forward, or held; never back.
-        Phase::CommittingWon => match (seen.verdict, seen.branch) {
+        Stage::CommittingWon => match (seen.verdict, seen.branch) {
             (V::Theirs, _) => mismatch(),
             (_, B::AtBase | B::AtTip | B::AtCandidate | B::PastCandidate) => D::Resume(P::Nothing),
             (_, B::MovedOff | B::Elsewhere) => {
                 blocked("the branch is not where the attempt was sealed")
             }
         },
-        Phase::CommittedFs => match (seen.verdict, seen.branch) {
+        Stage::CommittedFs => match (seen.verdict, seen.branch) {
             (V::Theirs, _) => mismatch(),
             (_, B::AtCandidate | B::PastCandidate) => D::Resume(P::Nothing),
             (_, B::AtBase | B::AtTip | B::MovedOff | B::Elsewhere) => {
                 blocked("the branch no longer contains the candidate")
             }
         },
-        Phase::QuarantinedWon => match (seen.verdict, seen.branch) {
+        Stage::QuarantinedWon => match (seen.verdict, seen.branch) {
             (V::Theirs, _) => D::Leave,
             (_, B::AtBase | B::AtTip | B::AtCandidate | B::PastCandidate) => D::Resume(P::Nothing),
             (_, B::MovedOff | B::Elsewhere) => D::Leave,
         },
 
-        Phase::RollingBack => match (seen.verdict, seen.branch, seen.tree) {
+        Stage::RollingBack => match (seen.verdict, seen.branch, seen.tree) {
             (V::Ours, _, _) => mismatch(),
             (_, B::AtBase | B::AtTip, T::Base | T::Candidate | T::Mixed) => D::Resume(P::Nothing),
             (_, B::AtBase | B::AtTip, T::Foreign) => D::Resume(P::WhatIsNew),
@@ -314,7 +314,7 @@ pub fn decide(phase: Phase, seen: Observed) -> Decision {
             }
         },
 
-        Phase::QuarantinedInterrupted => match (seen.again, seen.verdict, seen.branch) {
+        Stage::QuarantinedInterrupted => match (seen.again, seen.verdict, seen.branch) {
             (true, V::NotWritten | V::Theirs | V::Unknown, B::AtBase | B::AtTip) => {
                 D::RollBack(Cause::Redelivered, P::Everything)
             }
@@ -327,10 +327,10 @@ pub fn decide(phase: Phase, seen: Observed) -> Decision {
 mod tests {
     use super::*;
 
-    fn all() -> impl Iterator<Item = (Phase, Observed)> {
+    fn all() -> impl Iterator<Item = (Stage, Observed)> {
         use {BranchSeen as B, OnInterrupted as I, TreeSeen as T, VerdictSeen as V};
         let mut cases = Vec::new();
-        for phase in Phase::ALL {
+        for stage in Stage::ALL {
             for owner in [OwnerSeen::Living, OwnerSeen::Gone] {
                 for writer in [WriterSeen::ProvenDead, WriterSeen::Unproven] {
                     for verdict in [V::NotWritten, V::Ours, V::Theirs, V::Unknown] {
@@ -346,7 +346,7 @@ mod tests {
                                 for on_interrupted in [I::Quarantine, I::RollBack] {
                                     for again in [false, true] {
                                         cases.push((
-                                            phase,
+                                            stage,
                                             Observed {
                                                 owner,
                                                 writer,
@@ -369,10 +369,10 @@ mod tests {
     }
 
     /// The scope is changed towards the base by this decision.
-    fn undoes(phase: Phase, decision: &Decision) -> Option<PinFirst> {
+    fn undoes(stage: Stage, decision: &Decision) -> Option<PinFirst> {
         match decision {
             Decision::RollBack(_, pin) => Some(*pin),
-            Decision::Resume(pin) if phase == Phase::RollingBack => Some(*pin),
+            Decision::Resume(pin) if stage == Stage::RollingBack => Some(*pin),
             _ => None,
         }
     }
@@ -380,25 +380,25 @@ mod tests {
     #[test]
     fn laws_over_every_observation() {
         let mut cases = 0;
-        for (phase, seen) in all() {
+        for (stage, seen) in all() {
             cases += 1;
-            let decision = decide(phase, seen);
-            let at = format!("{phase:?} {seen:?} -> {decision:?}");
-            let undo = undoes(phase, &decision);
+            let decision = decide(stage, seen);
+            let at = format!("{stage:?} {seen:?} -> {decision:?}");
+            let undo = undoes(stage, &decision);
 
             // 1. Settled, and what a living owner drives, is never touched.
-            if phase == Phase::Settled || seen.owner == OwnerSeen::Living {
+            if stage == Stage::Settled || seen.owner == OwnerSeen::Living {
                 assert_eq!(decision, Decision::Leave, "{at}");
                 continue;
             }
             // 2. Without proof of death: stop the writer, and nothing else. (Where nothing was
             //    let go there is no writer; what is held for an operator is left alone.)
             if seen.writer == WriterSeen::Unproven {
-                let expected = match phase {
-                    Phase::OpenIdle => Decision::Abandon,
-                    Phase::QuarantinedInterrupted
-                    | Phase::QuarantinedWon
-                    | Phase::QuarantinedOther => Decision::Leave,
+                let expected = match stage {
+                    Stage::OpenIdle => Decision::Abandon,
+                    Stage::QuarantinedInterrupted
+                    | Stage::QuarantinedWon
+                    | Stage::QuarantinedOther => Decision::Leave,
                     _ => Decision::StopWriter,
                 };
                 assert_eq!(decision, expected, "{at}");
@@ -407,8 +407,8 @@ mod tests {
             // 3. A won verdict is never undone, be it known from the row or from the journal.
             let won = seen.verdict == VerdictSeen::Ours
                 || matches!(
-                    phase,
-                    Phase::CommittingWon | Phase::CommittedFs | Phase::QuarantinedWon
+                    stage,
+                    Stage::CommittingWon | Stage::CommittedFs | Stage::QuarantinedWon
                 );
             assert!(!(won && undo.is_some()), "{at}");
             // 4. Undo to our own base only; unrecorded bytes are pinned first.
@@ -432,16 +432,16 @@ mod tests {
             if decision == Decision::Leave {
                 assert!(
                     matches!(
-                        phase,
-                        Phase::QuarantinedInterrupted
-                            | Phase::QuarantinedWon
-                            | Phase::QuarantinedOther
+                        stage,
+                        Stage::QuarantinedInterrupted
+                            | Stage::QuarantinedWon
+                            | Stage::QuarantinedOther
                     ),
                     "{at}"
                 );
             }
             // 8. A post-check never runs on bytes that are not the candidate's.
-            if matches!(phase, Phase::Sealed | Phase::Validating)
+            if matches!(stage, Stage::Sealed | Stage::Validating)
                 && let Decision::Resume(pin) = decision
             {
                 assert_eq!(pin == PinFirst::Nothing, seen.tree == TreeSeen::Candidate, "{at}");

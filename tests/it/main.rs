@@ -36,3 +36,4 @@ mod serve;
 mod shown;
 mod support;
 mod tidy;
+mod traces;
