@@ -300,7 +300,7 @@ pub struct GcArgs {
 /// `serve`
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Directories in the work trees to serve; by default the current one
+    /// Directories in the work trees to serve; by default those of `serve.workspaces`, or the current one
     #[arg(value_name = "DIR")]
     pub workspaces: Vec<PathBuf>,
     /// Ask a running server whether it is ready; exit 0 if it is

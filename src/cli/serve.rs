@@ -3,28 +3,30 @@
 //! # Limitations
 //! It stays in the foreground: systemd, a container or a shell keeps it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::args::{Global, ServeArgs};
-use super::{context, error, exit, output};
-use crate::config::value;
+use super::{error, exit, output};
+use crate::config::{Flags, value};
+use crate::coordinator::context::{Context, Invocation, configured_workspaces};
 use crate::coordinator::error::Failure;
 use crate::coordinator::outcome::SCHEMA;
 use crate::daemon::{self, Options, Problem};
 
 /// Serves until it is told to end; with `--check` asks one that does.
 pub(super) fn run(global: &Global, args: ServeArgs) -> Result<u8, Failure> {
+    let workspaces = workspaces(global, args.workspaces)?;
     if args.check {
-        let said = daemon::check(&context(global)?.place.state)?;
+        // One server has them all, so that any of them finds it.
+        let flags = Flags { profile: global.profile.clone(), ..Flags::default() };
+        let first = Invocation::of_process(workspaces.into_iter().next(), flags)?;
+        let said = daemon::check(&Context::find(first)?.place.state)?;
         output::print(&format!("{said}\n"))?;
         return Ok(exit::OK);
     }
     let drain =
         value::duration_ms(&args.drain).map_err(|why| Failure::Usage(format!("--drain: {why}")))?;
-    let mut workspaces = args.workspaces;
-    if workspaces.is_empty() {
-        workspaces.push(global.workspace.clone().unwrap_or_else(|| ".".into()));
-    }
     let count = workspaces.len();
     let options = Options {
         workspaces,
@@ -41,6 +43,20 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Result<u8, Failure> {
         output::say(&format!("worktx: serving {count} {trees} on {}\n", sockets.join(", ")));
     })?;
     Ok(exit::OK)
+}
+
+/// What is served: what the command line names, else what the configuration does, else the work
+/// tree around the current directory.
+fn workspaces(global: &Global, named: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    if !named.is_empty() {
+        return Ok(named);
+    }
+    if let Some(one) = &global.workspace {
+        return Ok(vec![one.clone()]);
+    }
+    let flags = Flags { profile: global.profile.clone(), ..Flags::default() };
+    let configured = configured_workspaces(&Invocation::of_process(None, flags)?)?;
+    Ok(if configured.is_empty() { vec![".".into()] } else { configured })
 }
 
 /// A failure as a client is told: the words of the command line.

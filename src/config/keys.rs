@@ -34,6 +34,8 @@ pub struct Values {
     pub state_dir: Option<PathBuf>,
     /// See [`Operator`].
     pub operator: Operator,
+    /// The work trees that a server serves where it is told of none; absolute.
+    pub workspaces: Vec<PathBuf>,
 }
 
 impl Values {
@@ -44,6 +46,7 @@ impl Values {
             post_check: PostCheckChoice::Default,
             state_dir: None,
             operator: Operator::default(),
+            workspaces: Vec::new(),
         }
     }
 }
@@ -82,6 +85,8 @@ pub(super) enum Slot {
     Patterns(fn(&mut Values) -> &mut Vec<String>),
     /// Absolute, or below `~/`.
     Path(fn(&mut Values) -> &mut Option<PathBuf>),
+    /// As [`Slot::Path`], several.
+    Paths(fn(&mut Values) -> &mut Vec<PathBuf>),
     PostCheckPath,
     PostCheckCommand,
     Unsupported,
@@ -118,6 +123,7 @@ impl Key {
             Slot::Flag(_) => "`true`, `false`".to_owned(),
             Slot::Text(_) => "text".to_owned(),
             Slot::Patterns(_) => "list of patterns".to_owned(),
+            Slot::Paths(_) => "list of paths".to_owned(),
             Slot::Path(_) | Slot::PostCheckPath => "path".to_owned(),
             Slot::PostCheckCommand => "command".to_owned(),
             Slot::Unsupported => "not supported yet".to_owned(),
@@ -138,6 +144,10 @@ impl Key {
             Slot::Text(at) => at(&mut copy).clone(),
             Slot::Patterns(at) => Some(at(&mut copy).join(" ")).filter(|text| !text.is_empty()),
             Slot::Path(at) => at(&mut copy).as_ref().map(|path| path.display().to_string()),
+            Slot::Paths(at) => {
+                let all: Vec<_> = at(&mut copy).iter().map(|p| p.display().to_string()).collect();
+                Some(all.join(" ")).filter(|text| !text.is_empty())
+            }
             Slot::PostCheckPath => match &values.post_check {
                 PostCheckChoice::Path { path } => Some(path.display().to_string()),
                 _ => None,
@@ -348,6 +358,12 @@ pub static KEYS: &[Key] = &[
         No,
         slot!(Text, operator.command),
         "A command for `sh -c` that tells an operator; it gets the outcome on its standard input.",
+    ),
+    key(
+        "serve.workspaces",
+        No,
+        slot!(Paths, workspaces),
+        "Directories in the work trees that `worktx serve` serves where it is told of none.",
     ),
 ];
 

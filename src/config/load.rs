@@ -226,7 +226,7 @@ impl<'a> Loading<'a> {
                 Slot::Count(_) | Slot::Count32(_) => {
                     text.parse().map_or(Raw::Text(text), Raw::Integer)
                 }
-                Slot::Patterns(_) => {
+                Slot::Patterns(_) | Slot::Paths(_) => {
                     Raw::List(text.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect())
                 }
                 _ => Raw::Text(text),
@@ -385,13 +385,14 @@ impl<'a> Loading<'a> {
             }
             Slot::Path(field) => {
                 let path = text(raw, "a path").map_err(wrong)?;
-                let path = match layer {
-                    Layer::Environment => Some(self.sources.cwd.join(expand(path, self.sources))),
-                    _ => Some(expand(path, self.sources)).filter(|path| path.is_absolute()),
+                *field(values) = Some(absolute(path, layer, self.sources).map_err(wrong)?);
+            }
+            Slot::Paths(field) => {
+                let Raw::List(list) = raw else {
+                    return Err(wrong(format!("it takes a list of paths, not {}", raw.kind())));
                 };
-                let path =
-                    path.ok_or_else(|| wrong("it must be absolute, or begin with ~/".to_owned()))?;
-                *field(values) = Some(tidy(&path));
+                let paths = list.iter().map(|path| absolute(path, layer, self.sources));
+                *field(values) = paths.collect::<Result<_, _>>().map_err(wrong)?;
             }
             Slot::PostCheckPath => {
                 let path = text(raw, "a path").map_err(wrong)?;
@@ -486,6 +487,17 @@ fn patterns(raw: &Raw, by_repository: bool) -> Result<Vec<String>, String> {
         }
     }
     Ok(list.clone())
+}
+
+/// A path of a file stands for itself, one of the environment is meant from the current directory.
+fn absolute(path: &str, layer: Layer, sources: &Sources<'_>) -> Result<PathBuf, String> {
+    let path = expand(path, sources);
+    let path = match layer {
+        Layer::Environment => sources.cwd.join(path),
+        _ if path.is_absolute() => path,
+        _ => return Err("it must be absolute, or begin with ~/".to_owned()),
+    };
+    Ok(tidy(&path))
 }
 
 fn expand(path: &str, sources: &Sources<'_>) -> PathBuf {

@@ -132,6 +132,8 @@ fn a_file_sets_every_key() {
         [operator]
         queue_file = "/q.json"
         command = "mail ops"
+        [serve]
+        workspaces = ["/srv/./site", "~/tools"]
         "#,
     )
     .ok();
@@ -156,6 +158,8 @@ fn a_file_sets_every_key() {
     assert_eq!(loaded.values.post_check, command);
     assert_eq!(loaded.values.state_dir, Some(PathBuf::from("/home/u/.worktx/state")));
     assert_eq!(loaded.values.operator.command.as_deref(), Some("mail ops"));
+    let trees = [PathBuf::from("/srv/site"), PathBuf::from("/home/u/tools")];
+    assert_eq!(loaded.values.workspaces, trees);
     let defaults = loaded.sources.iter().filter(|(_, source)| **source == Source::Default);
     let defaults: Vec<_> = defaults.map(|(key, _)| *key).collect();
     assert_eq!(defaults, ["commit.sign", "post_check.path", "scope.also"]);

@@ -47,6 +47,20 @@ impl Invocation {
     }
 }
 
+/// The work trees that a user's configuration has for a server; it is read outside of any work tree.
+pub fn configured_workspaces(invocation: &Invocation) -> Result<Vec<PathBuf>, Failure> {
+    let user = UserFile::read(&invocation.environment)?;
+    let sources = Sources {
+        repository: None,
+        user: user.as_ref(),
+        environment: &invocation.environment,
+        flags: &invocation.flags,
+        workspace: &invocation.cwd,
+        cwd: &invocation.cwd,
+    };
+    Ok(config::load(&sources)?.values.workspaces)
+}
+
 /// The environment of this process, without the fence of a claim: that is worktx's own business, and
 /// no command, check or hook of it gets it.
 pub fn environment() -> Vec<(OsString, OsString)> {

@@ -199,9 +199,9 @@ impl Driver<'_> {
         let bytes = tree::commit_bytes(self.spec.base_tree, &commits, &who, &who, message);
         let mut pack = PackWriter::new(store);
         let id = pack.add_commit(&bytes).map_err(|e| Stop::seal_blocked(&e))?;
-        pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
+        let size = pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
         store.refresh();
-        self.record_pin(PinKind::Rescue, id)
+        self.record_pin(PinKind::Rescue, id, size)
     }
 }
 

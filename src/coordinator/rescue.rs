@@ -73,7 +73,7 @@ impl Driver<'_> {
             "worktx: {what}\n\nWorktx-Execution: {}\nWorktx-Attempt: {}\n",
             self.key.execution, self.key.attempt
         );
-        let built = {
+        let (built, size) = {
             let store = &self.session.store;
             let mut pack = PackWriter::new(store);
             let from = PinSource {
@@ -86,11 +86,11 @@ impl Driver<'_> {
                 message: &message,
             };
             let built = pin::build_pin(&from, changes, &mut pack).map_err(pin_stop)?;
-            pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
+            let size = pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
             store.refresh();
-            built
+            (built, size)
         };
-        self.record_pin(kind, built.commit)?;
+        self.record_pin(kind, built.commit, size)?;
         Ok(built.raw)
     }
 
@@ -107,8 +107,8 @@ impl Driver<'_> {
         Ok(base)
     }
 
-    /// Records a pin, then makes its ref.
-    pub(super) fn record_pin(&mut self, kind: PinKind, id: Oid) -> Result<(), Stop> {
+    /// Records a pin, then makes its ref; `size` is what was packed for it, in bytes.
+    pub(super) fn record_pin(&mut self, kind: PinKind, id: Oid, size: u64) -> Result<(), Stop> {
         let prefix = self.spec.prefix();
         let list = match kind {
             PinKind::Discarded => &mut self.record.pins.discarded,
@@ -121,7 +121,7 @@ impl Driver<'_> {
         };
         let pin = Pin { name, id };
         list.push(pin.clone());
-        self.save(kind.event(), &json!({ "ref": pin.name, "id": pin.id }))?;
+        self.save(kind.event(), &json!({ "ref": pin.name, "id": pin.id, "bytes": size }))?;
         self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))
     }
 }
@@ -192,7 +192,7 @@ impl Rescue for RescueSink<'_> {
         );
         let bytes = tree::commit_bytes(tree, &[self.parent], &self.who, &self.who, &message);
         let id = pack.add_commit(&bytes).map_err(io::Error::other)?;
-        pack.finish().map_err(io::Error::other)?;
+        let size = pack.finish().map_err(io::Error::other)?;
         self.store.refresh();
         let k = u32::try_from(self.record.pins.rescue.len()).unwrap_or(u32::MAX).saturating_add(1);
         let prefix = crate::tx::id::RefPrefix(self.prefix.to_owned());
@@ -204,7 +204,7 @@ impl Rescue for RescueSink<'_> {
             rev: *self.rev,
             record: self.record,
             event: PinKind::Rescue.event(),
-            detail: &json!({ "ref": pin.name, "id": pin.id }),
+            detail: &json!({ "ref": pin.name, "id": pin.id, "bytes": size }),
             outcome: None,
         };
         *self.rev = self.ledger.transition(&change).map_err(io::Error::other)?;

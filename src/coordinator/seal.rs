@@ -191,7 +191,7 @@ impl Driver<'_> {
         };
         let written: BTreeSet<Oid> =
             made.edits.values().flatten().map(|(_, id)| *id).filter(|id| pack.wrote(*id)).collect();
-        pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
+        let size = pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
         store.refresh();
         let gaps =
             tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
@@ -221,7 +221,7 @@ impl Driver<'_> {
         self.pin_candidate(candidate)?;
         let detail = json!({
             "candidate": candidate, "tree": tree, "head": sealed_head, "changes": made.counts,
-            "death": death.how(), "exit_code": turn.exit_code,
+            "death": death.how(), "exit_code": turn.exit_code, "bytes": size,
         });
         let seal =
             Seal { candidate, tree, sealed_head, changes: made.counts, turn, death, adopted };
@@ -237,7 +237,7 @@ impl Driver<'_> {
         let name = self.spec.prefix().candidate(&self.key);
         let before = self.record.pins.candidate.take().filter(|pin| pin.id != candidate);
         if let Some(before) = before {
-            self.record_pin(super::rescue::PinKind::Rescue, before.id)?;
+            self.record_pin(super::rescue::PinKind::Rescue, before.id, 0)?;
             let pin = Pin { name: name.clone(), id: candidate };
             self.session
                 .refs

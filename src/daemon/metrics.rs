@@ -66,6 +66,7 @@ pub(super) struct Metrics {
     phases: Family<Of, Histogram>,
     unsettled: Family<Workspace, Gauge>,
     quarantined: Family<Workspace, Gauge>,
+    pinned: Counter<u64, AtomicU64>,
     running: Gauge,
     queued: Gauge,
     leases: Gauge,
@@ -96,6 +97,13 @@ impl Metrics {
             Unit::Seconds,
             phases.clone(),
         );
+        let pinned = Counter::<u64, AtomicU64>::default();
+        registry.register_with_unit(
+            "pinned",
+            "Packed for candidates and pins of undone and rescued work",
+            Unit::Bytes,
+            pinned.clone(),
+        );
         let unsettled = Family::<Workspace, Gauge>::default();
         registry.register("unsettled", "Attempts that are not settled", unsettled.clone());
         let quarantined = Family::<Workspace, Gauge>::default();
@@ -114,6 +122,7 @@ impl Metrics {
             phases,
             unsettled,
             quarantined,
+            pinned,
             running,
             queued,
             leases,
@@ -135,6 +144,9 @@ impl Metrics {
             "verdict_won" => self.verdict("won"),
             "verdict_lost" => self.verdict("lost"),
             _ => {}
+        }
+        if let Some(bytes) = event.detail.get("bytes").and_then(serde_json::Value::as_u64) {
+            self.pinned.inc_by(bytes);
         }
         let phases = event.detail.get("phases").cloned();
         let phases: Vec<PhaseTime> =
@@ -244,12 +256,16 @@ mod tests {
     fn events_become_figures() {
         let metrics = Metrics::new();
         let mut read = Read::default();
-        for event in [
+        let mut all = [
             event(1, "turn_started", "2026-01-01T00:00:00Z", Some(("open", "open"))),
             event(2, "sealed", "2026-01-01T00:00:01Z", Some(("open", "sealed"))),
             event(3, "verdict_won", "2026-01-01T00:00:03Z", Some(("sealed", "committed"))),
             event(4, "finished", "2026-01-01T00:00:03.5Z", Some(("committed", "done"))),
-        ] {
+        ];
+        all[1].detail = serde_json::json!({ "bytes": 4096 });
+        all[3].detail =
+            serde_json::json!({ "phases": [{ "phase": "turn", "duration_us": 250_000 }] });
+        for event in all {
             metrics.take(&mut read, &event);
         }
         assert_eq!(read.last, Some(4));
@@ -261,6 +277,8 @@ mod tests {
             "worktx_gate_verdicts_total{verdict=\"won\"} 1",
             "worktx_state_duration_seconds_sum{state=\"sealed\"} 2.0",
             "worktx_state_duration_seconds_sum{state=\"committed\"} 0.5",
+            "worktx_phase_duration_seconds_sum{phase=\"turn\"} 0.25",
+            "worktx_pinned_bytes_total 4096",
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }

@@ -296,8 +296,11 @@ impl<'a> PackWriter<'a> {
     }
 
     /// Makes everything that was added durable, and finds it again. Nothing added: nothing done.
-    pub fn finish(self) -> Result<(), PackError> {
-        self.finish_named().map(|_| ())
+    ///
+    /// Gives the bytes that were written, without the pack's trailer and its index.
+    pub fn finish(self) -> Result<u64, PackError> {
+        let bytes = if self.written.is_empty() { 0 } else { self.at };
+        self.finish_named().map(|_| bytes)
     }
 
     /// As [`PackWriter::finish`]; gives the name of the pack, where one was written.

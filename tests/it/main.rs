@@ -15,6 +15,7 @@
 )]
 
 mod attacks;
+mod beside;
 mod crash;
 mod crash_cancel;
 mod crash_check;
@@ -33,6 +34,8 @@ mod reconcile;
 mod resolve;
 mod run;
 mod serve;
+mod serve_guard;
+mod server;
 mod shown;
 mod support;
 mod tidy;
