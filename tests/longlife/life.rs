@@ -52,6 +52,8 @@ pub struct Life {
     took: HashMap<&'static str, Duration>,
     /// The last tokens.
     pub held: VecDeque<u64>,
+    /// Every attempt is rolled back, and nobody is killed.
+    pub undone: bool,
     pub count: u64,
     pub ended: BTreeMap<String, u64>,
     pub killed: BTreeMap<String, u64>,
@@ -97,6 +99,7 @@ impl Life {
             root,
             worktx: worktx.canonicalize().expect("there").to_str().expect("text").to_owned(),
             random,
+            undone: false,
             took: HashMap::new(),
             held: VecDeque::new(),
             count: 0,
@@ -156,13 +159,17 @@ impl Life {
     /// One attempt, perhaps a kill, and everything settled again.
     pub fn attempt(&mut self, n: u64) {
         self.count = n;
-        let kind = Kind::any(&mut self.random);
+        let kind = if self.undone {
+            Kind::any_undone(&mut self.random)
+        } else {
+            Kind::any(&mut self.random)
+        };
         let script = kind.script(n, &mut self.random);
         let id = format!("life-{n}");
         let mut command = self.command(&self.worktx);
         command.args(["run", "--wait", "120s", "--execution-id", &id]);
         command.args(kind.options()).args(["--", "sh", "-c", &script]);
-        let kill = self.random.below(2) == 0;
+        let kill = !self.undone && self.random.below(2) == 0;
         let name = name_of(kind);
         let usual = self.took.get(name).copied().unwrap_or(Duration::from_millis(80));
         let delay = usual * u32::try_from(self.random.below(1100)).expect("small") / 1000;

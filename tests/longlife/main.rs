@@ -3,8 +3,11 @@
 //! ```text
 //! cargo test --test longlife                                          a short one
 //! cargo test --release --test longlife -- --attempts 10000            a long one
-//!     [--seed N] [--minutes M] [--dir DIR] [--worktx FILE] [--keep]
+//!     [--rolled-back] [--seed N] [--minutes M] [--dir DIR] [--worktx FILE] [--keep]
 //! ```
+//!
+//! With `--rolled-back` every attempt is undone, and nobody is killed: what stays of work that came
+//! to nothing?
 //!
 //! Kills are real signals: to the coordinator, to it and its supervisor, or to all of the turn.
 //! What is left is settled as a person or the next run would settle it. During the run, and in
@@ -38,6 +41,7 @@ struct Options {
     dir: PathBuf,
     worktx: PathBuf,
     keep: bool,
+    rolled_back: bool,
 }
 
 /// How long a plain `cargo test` lets it live.
@@ -52,6 +56,7 @@ fn main() {
     };
     println!("longlife: {} attempts, --seed {}", options.attempts, options.seed);
     let mut life = Life::new(&options.dir, &options.worktx, Random(options.seed), options.keep);
+    life.undone = options.rolled_back;
     let begun = Instant::now();
     let every = (options.attempts / 50).max(20);
     let mut start = None;
@@ -103,6 +108,7 @@ fn options(args: Vec<String>) -> Option<Options> {
         dir: if shared.is_dir() { shared } else { std::env::temp_dir() },
         worktx: env!("CARGO_BIN_EXE_worktx").into(),
         keep: false,
+        rolled_back: false,
     };
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
@@ -114,6 +120,7 @@ fn options(args: Vec<String>) -> Option<Options> {
             "--dir" => options.dir = args.next().expect("--dir takes a folder").into(),
             "--worktx" => options.worktx = args.next().expect("--worktx takes a file").into(),
             "--keep" => options.keep = true,
+            "--rolled-back" => options.rolled_back = true,
             "--list" | "--ignored" => return None,
             flag if flag.starts_with('-') => {}
             name if "longlife".contains(name) => {}

@@ -50,6 +50,16 @@ impl Kind {
         unreachable!("the weights were summed up")
     }
 
+    /// One that is rolled back.
+    pub fn any_undone(random: &mut Random) -> Self {
+        loop {
+            let kind = Self::any(random);
+            if matches!(kind, Self::Fails | Self::Rejected | Self::OwnCommitsFails) {
+                return kind;
+            }
+        }
+    }
+
     /// What `run` returns where nobody is killed.
     pub const fn code(self) -> i32 {
         match self {

@@ -278,8 +278,9 @@ impl Prepared {
             return Ok(None);
         }
         let mounted = Mounted::new(&self.dir.path().join("image"), mount)?;
+        let locks_of_git = self.locks_of_git();
         let moment =
-            Moment { answered: answered.as_ref(), locks_of_git: self.locks_of_git(), deep: true };
+            Moment { answered: answered.as_ref(), locks_of_git, deep: true, ..Moment::default() };
         let judged = laws::judge(&self.place, self.dir.path(), &self.facts, &moment);
         mounted.remove()?;
         Ok(Some(judged))

@@ -230,6 +230,11 @@ impl Flow {
             held: laws::files(&place.repo()),
             owed: self.bytes.iter().map(|text| text.as_bytes().to_vec()).collect(),
             answers: Vec::new(),
+            repacks: self
+                .steps
+                .iter()
+                .flat_map(|step| step.args)
+                .any(|word| word.contains("git gc")),
         };
         (lab, place, facts)
     }

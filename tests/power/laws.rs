@@ -11,7 +11,10 @@
 //! # Limitations
 //! As long as nothing is sealed or undone, what the turn's own git commands left half-written is
 //! the loss of the platform, and `git fsck` may complain about it. Everything that the base's pin
-//! reaches must be whole even then, and nothing may be settled on such a repository.
+//! reaches must be whole even then, and nothing may be settled on such a repository. But where the
+//! turn repacks the repository (`git gc`) and the disk takes removals before what stands in for
+//! the removed, git itself has lost the base: git syncs no folder. No journaling file system does
+//! that; such states are counted by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -43,6 +46,9 @@ pub struct Facts {
     pub owed: Vec<Vec<u8>>,
     /// What each command answered, in order.
     pub answers: Vec<Answer>,
+    /// Whether the turn repacks the repository.
+    #[serde(default)]
+    pub repacks: bool,
 }
 
 /// What a command said in the end.
@@ -60,6 +66,8 @@ pub struct Moment<'a> {
     /// Locks that a git program left, relative to the place's root: by the book they are nobody's
     /// but an operator's to remove.
     pub locks_of_git: Vec<PathBuf>,
+    /// Whether of two changes the later one may be on the disk alone.
+    pub out_of_order: bool,
     /// Whether also the next run, and the operator's way out, are tried.
     pub deep: bool,
 }
@@ -83,6 +91,8 @@ pub struct Judged {
     pub failures: Vec<String>,
     /// Whether the turn's own unsynced git files were found damaged.
     pub platforms_loss: bool,
+    /// Whether a repacking git had lost the base, or the branch.
+    pub gits_loss: bool,
     /// Whether an operator took it back.
     pub taken_back: bool,
     /// Whether it is done, and a file of the tree is not what the commit has, and `git status`
@@ -200,6 +210,12 @@ impl Judge<'_> {
         let early = durable.state.is_empty() || durable.state == "open";
         let late =
             !early && (durable.state != "quarantined" || durable.sealed || durable.discarded);
+        if self.facts.repacks && moment.out_of_order && early && !self.git_kept_the_base() {
+            self.judged.gits_loss = true;
+            let held = ["", "open", "quarantined"].contains(&after.state.as_str());
+            self.expect(held, || format!("{} on a repository that git lost", after.state));
+            return;
+        }
         let fsck = self.fsck();
         if let Err(why) = &fsck {
             if late {
@@ -280,6 +296,12 @@ impl Judge<'_> {
             return Err(text);
         }
         Ok(())
+    }
+
+    /// Whether the branch stands and everything of the base can be found.
+    fn git_kept_the_base(&self) -> bool {
+        let list = ["rev-list", "--objects", "--no-object-names", "HEAD", &self.facts.base];
+        self.place.git(&list).code == 0
     }
 
     /// Everything that the base reaches can be read.

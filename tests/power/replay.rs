@@ -159,7 +159,8 @@ fn moment<'a>(
     let locks_of_git =
         locks.map(|entry| Path::new(OsStr::from_bytes(&entry.path)).to_owned()).collect();
     let deep = matches!(keep, Keep::Strict | Keep::All | Keep::Some(_));
-    Moment { answered, locks_of_git, deep }
+    let out_of_order = matches!(keep, Keep::Some(_));
+    Moment { answered, locks_of_git, out_of_order, deep }
 }
 
 /// One case again; `look` is called with the state in place, before anything is done to it.

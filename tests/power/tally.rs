@@ -17,6 +17,7 @@ pub struct Tally {
     pub checked: usize,
     ends: BTreeMap<String, usize>,
     platforms_loss: usize,
+    gits_loss: usize,
     taken_back: usize,
     unseen: usize,
     failures: Vec<(String, Vec<String>)>,
@@ -28,6 +29,7 @@ impl Tally {
         self.checked += 1;
         *self.ends.entry(judged.state).or_default() += 1;
         self.platforms_loss += usize::from(judged.platforms_loss);
+        self.gits_loss += usize::from(judged.gits_loss);
         self.taken_back += usize::from(judged.taken_back);
         self.unseen += usize::from(judged.unseen);
         if !judged.failures.is_empty() {
@@ -59,6 +61,12 @@ impl Tally {
             let count = self.platforms_loss;
             lines.push(format!(
                 "  in {count} the turn's own git files were damaged, the base whole"
+            ));
+        }
+        if self.gits_loss > 0 {
+            let count = self.gits_loss;
+            lines.push(format!(
+                "  in {count} the disk took what a git gc removes before what it makes: git lost the base"
             ));
         }
         if self.unseen > 0 {
