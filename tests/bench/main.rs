@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! cargo bench --bench turns [-- --sizes 1000,10000,100000] [--rounds N] [--quick] [--dir DIR] [--keep]
+//!                            [--phases]
 //! ```
 //!
 //! Whole processes are timed, by turns: git, worktx, git, worktx. The turn (eight files edited,
 //! two added, two deleted) is the same process on both sides and counts on both. No figure is
-//! expected here: the table is printed, and only wrong results make it fail.
+//! expected here: the table is printed, and only wrong results make it fail. With `--phases` a second
+//! table says what the time of worktx goes into.
 //!
 //! # Limitations
 //! Caches are warm, and no other worktx is resident: every run begins with a process start.
@@ -34,6 +36,7 @@ struct Options {
     rounds: Option<usize>,
     dir: Option<PathBuf>,
     keep: bool,
+    phases: bool,
 }
 
 /// What is measured, against what.
@@ -72,6 +75,7 @@ struct Times {
     git: Vec<Duration>,
     worktx: Vec<Duration>,
     peak_kib: u64,
+    phases: BTreeMap<String, Vec<Duration>>,
 }
 
 fn main() -> io::Result<()> {
@@ -91,8 +95,13 @@ fn main() -> io::Result<()> {
 }
 
 fn options(args: &[String]) -> io::Result<Options> {
-    let mut options =
-        Options { sizes: vec![1_000, 10_000, 100_000], rounds: None, dir: None, keep: false };
+    let mut options = Options {
+        sizes: vec![1_000, 10_000, 100_000],
+        rounds: None,
+        dir: None,
+        keep: false,
+        phases: false,
+    };
     let mut args = args.iter();
     let usage = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
     while let Some(word) = args.next() {
@@ -108,6 +117,7 @@ fn options(args: &[String]) -> io::Result<Options> {
             }
             "--dir" => options.dir = Some(value()?.into()),
             "--keep" => options.keep = true,
+            "--phases" => options.phases = true,
             "--quick" => {
                 options.sizes = vec![1_000];
                 options.rounds = Some(3);
@@ -150,13 +160,25 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
             times.git.push(git.wall);
             times.worktx.push(worktx.wall);
             times.peak_kib = times.peak_kib.max(worktx.peak_kib);
+            if options.phases && case != Case::Refusal {
+                for (phase, time) in bench.phases(worktx.wall)? {
+                    times.phases.entry(phase).or_default().push(time);
+                }
+            }
         }
         renames.push(measure::durable_renames(above.path(), RENAMES)?);
     }
     bench.check(rounds)?;
     let renames = median(renames);
+    let mut phases = Vec::new();
     for (case, times) in times {
         let (git, worktx) = (median(times.git), median(times.worktx));
+        let each = times.phases.into_iter().map(|(phase, all)| (phase, ms(median(all))));
+        let each: Vec<String> =
+            each.map(|(phase, time)| format!("{} {time}", &phase[3..])).collect();
+        if !each.is_empty() {
+            phases.push(format!("| {files} | {} | {} |", case.name(), each.join(", ")));
+        }
         let bar = if files < 10_000 { git + renames } else { git };
         println!(
             "| {files} | {} | {} | {} | {:.2} | {} | {} | {} MiB | {} |",
@@ -171,6 +193,12 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
         );
     }
     println!("| {files} | {RENAMES} durable renames | | {} | | | | | |", ms(renames));
+    if !phases.is_empty() {
+        println!(
+            "\n| files | case | phases, each by its median |\n|---:|---|---|\n{}\n",
+            phases.join("\n")
+        );
+    }
     if options.keep {
         println!("kept: {}", above.keep().display());
     }
@@ -237,6 +265,28 @@ impl Bench<'_> {
             )));
         }
         tree::git(self.root, &["fsck", "--connectivity-only"]).map(drop)
+    }
+
+    /// What the last attempt's time went into, in order; what is left of `wall` is the start and the
+    /// end of the process.
+    fn phases(&self, wall: Duration) -> io::Result<Vec<(String, Duration)>> {
+        let ask = |args: &[&str]| -> io::Result<serde_json::Value> {
+            let mut worktx = Command::new(env!("CARGO_BIN_EXE_worktx"));
+            let out = worktx.current_dir(self.root).args(args).output()?.stdout;
+            serde_json::from_slice(&out).map_err(io::Error::other)
+        };
+        let list = ask(&["list", "--limit", "1", "--json"])?;
+        let id = list["attempts"][0]["execution_id"].as_str().unwrap_or_default();
+        let shown = ask(&["show", id, "--json"])?;
+        let told = shown["attempts"][0]["phases"].as_array().cloned().unwrap_or_default();
+        let mut all: Vec<(String, Duration)> = Vec::new();
+        for (at, phase) in told.iter().enumerate() {
+            let time = Duration::from_micros(phase["duration_us"].as_u64().unwrap_or(0));
+            all.push((format!("{at:02} {}", phase["phase"].as_str().unwrap_or("?")), time));
+        }
+        let sum = all.iter().map(|(_, time)| *time).sum();
+        all.push(("99 start and end".to_owned(), wall.saturating_sub(sum)));
+        Ok(all)
     }
 
     fn words(&self, round: u64, before: u64, fails: bool) -> Vec<String> {

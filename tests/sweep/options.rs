@@ -13,7 +13,7 @@ pub const USAGE: &str = "\
 cargo test --test sweep -- [OPTIONS]
   --full          every point, but of a row of writes into one file only the first and the last,
                   and what all runs do before their turn in some flows only; `twice` at every
-                  fifth point of each recovery that is unlike the others; without it a sample
+                  ninth point of each recovery that is unlike the others; without it a sample
   --every         with `--full`: literally all of them
   --stride S      every S-th point
   --flow NAME     this flow only
@@ -66,7 +66,7 @@ pub struct Options {
 const SAMPLE: usize = 97;
 const SAMPLE_TWICE: usize = 61;
 /// What the whole leaves out between two points of a reconcile.
-const FULL_TWICE: usize = 5;
+const FULL_TWICE: usize = 9;
 
 impl Options {
     /// `None` where nothing is to be run.
