@@ -1,12 +1,13 @@
 //! `worktx gc`.
 //!
 //! # Limitations
-//! The objects of what went are git's to drop: `git gc` does it in its own time.
+//! Objects of what went go once they have lain for `gc.grace`; those that a turn's own git made are
+//! for `git gc`.
 
 use super::args::{GcArgs, Global};
 use super::{context, exit, output, render};
 use crate::coordinator::error::Failure;
-use crate::coordinator::retention;
+use crate::coordinator::retention::{self, Extent};
 use crate::coordinator::session::Session;
 
 /// Drops what the bounds of `[gc]` do not cover.
@@ -17,7 +18,8 @@ pub(super) fn run(global: &Global, args: &GcArgs) -> Result<u8, Failure> {
     if !args.dry_run {
         retention::sweep_scratch(&session)?;
     }
-    let document = retention::gc(&mut session, &bounds, args.dry_run)?;
+    let extent = if args.dry_run { Extent::Look } else { Extent::All };
+    let document = retention::gc(&mut session, &bounds, extent)?;
     if args.json {
         output::json(&document)?;
     } else {

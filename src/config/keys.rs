@@ -348,6 +348,12 @@ pub static KEYS: &[Key] = &[
         "How much discarded work stays.",
     ),
     key(
+        "gc.grace",
+        No,
+        slot!(Millis, settings.retention.grace_ms),
+        "How long objects that worktx packed and that nothing names any more stay on the disk.",
+    ),
+    key(
         "operator.queue_file",
         No,
         slot!(Path, operator.queue_file),

@@ -423,7 +423,7 @@ impl Begin<'_> {
             tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let retention = self.loaded.values.settings.retention;
-        if let Err(error) = retention::gc(session, &retention, false) {
+        if let Err(error) = retention::gc(session, &retention, retention::Extent::Run) {
             // The attempt is at its end whatever becomes of old ones.
             tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
@@ -445,7 +445,12 @@ impl Begin<'_> {
             let count = self.request.context.variable("GIT_CONFIG_COUNT");
             let count: u32 =
                 count.and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).unwrap_or(0);
-            let mut settings = vec![("core.logAllRefUpdates", "true")];
+            // A gc that a commit starts in the background would be ended with the turn, in the midst.
+            let mut settings = vec![
+                ("core.logAllRefUpdates", "true"),
+                ("gc.autoDetach", "false"),
+                ("maintenance.autoDetach", "false"),
+            ];
             if spec.git.fsync.is_none() {
                 // A `git gc` moves every ref, the base's pin too, into a file that git does not
                 // sync: a power loss in the midst of the turn would take all of them.

@@ -6,12 +6,13 @@
 //! is anything of an execution that has an unsettled attempt.
 //!
 //! # Limitations
-//! Objects that no ref names any more are git's own gc to drop; the packs that hold them are only
-//! made few. An attempt one of whose refs was moved by somebody, or whose folder cannot be removed,
+//! Of objects that nothing names any more those go that lie in packs of worktx's own; others are git's
+//! own gc to drop. An attempt one of whose refs was moved by somebody, or whose folder cannot be removed,
 //! stays.
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -22,7 +23,9 @@ use super::outcome::SCHEMA;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::clock;
+use crate::base::note;
 use crate::base::rmtree::remove_tree;
+use crate::git::prune::{self, Pruned};
 use crate::git::refs::RefError;
 use crate::git::repack;
 use crate::git::store::Store;
@@ -35,12 +38,34 @@ use crate::tx::settings::Retention;
 /// Where the size of an attempt's discarded work is remembered, in its folder.
 const SIZE: &str = "discarded-bytes";
 
-/// Drops what the bounds do not cover; with `dry_run` only says what would go.
+/// In a work tree's state: how many bytes worktx's packs had when objects were last looked for that
+/// nothing names.
+const PACKED: &str = "packed-bytes";
+/// How many commits and trees the end of a run looks at for that: some tenths of a second.
+const FEW: usize = 50_000;
+/// How many the command does: some minutes, and a quarter of a gigabyte.
+const ALL: usize = 5_000_000;
+/// Fewer bytes are not worth the look.
+const WORTH_A_LOOK: u64 = 1 << 20;
+
+/// How much a gc does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Nothing: it only says what would go.
+    Look,
+    /// At the end of a run: what takes no time that anybody notices.
+    Run,
+    /// As a command of its own.
+    All,
+}
+
+/// Drops what the bounds do not cover.
 pub fn gc(
     session: &mut Session,
     retention: &Retention,
-    dry_run: bool,
+    extent: Extent,
 ) -> Result<GcDocument, Failure> {
+    let dry_run = extent == Extent::Look;
     let attempts = session.ledger.heads()?;
     let unsettled: BTreeSet<_> = attempts
         .iter()
@@ -52,6 +77,7 @@ pub fn gc(
         dry_run,
         removed: Vec::new(),
         refs_removed: 0,
+        bytes_freed: 0,
         kept: 0,
         unsettled: attempts.iter().filter(|a| a.settled_at.is_none()).count() as u64,
     };
@@ -90,8 +116,47 @@ pub fn gc(
     if !dry_run {
         session.ledger.remove_refusals_before(&oldest)?;
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
+        document.bytes_freed = drop_nameless(session, retention, extent)?;
     }
     Ok(document)
+}
+
+/// Drops objects of worktx's packs that nothing names any more, and says how many bytes that freed.
+///
+/// The end of a run does it when the packs have doubled, so that it costs little in the long run, and
+/// leaves a large history to the command.
+fn drop_nameless(session: &Session, retention: &Retention, extent: Extent) -> Result<u64, Failure> {
+    let note = session.place.state.join(PACKED);
+    let packed = prune::own_bytes(&session.store);
+    if extent == Extent::Run {
+        let last = note::read(&note).and_then(|said| said.parse().ok()).unwrap_or(0_u64);
+        if packed < last.saturating_mul(2).saturating_add(WORTH_A_LOOK) {
+            return Ok(0);
+        }
+    }
+    let mut also = Vec::new();
+    for attempt in session.ledger.unsettled(None)? {
+        let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
+        also.extend(record.pins.all().map(|pin| pin.id));
+        also.extend(record.state.seal().map(|seal| seal.candidate));
+        also.push(spec.base);
+    }
+    let bounds = prune::Bounds {
+        grace: Duration::from_millis(retention.grace_ms),
+        objects: if extent == Extent::Run { FEW } else { ALL },
+    };
+    let common_dir = session.workspace.common_dir();
+    let done = prune::prune(&session.store, common_dir, &also, &bounds)
+        .map_err(Failure::other("dropping objects that nothing names"))?;
+    tracing::debug!(?done, packed, "looked for objects that nothing names");
+    let freed = match done {
+        Pruned::Freed(bytes) => bytes,
+        Pruned::Nothing | Pruned::TooMuch | Pruned::Disturbed => 0,
+    };
+    if let Err(error) = note::write(&note, &packed.saturating_sub(freed).to_string()) {
+        tracing::debug!(%error, "the next gc looks again");
+    }
+    Ok(freed)
 }
 
 /// Removes what settled attempts have left of scratch, checkouts and cgroups, and what a crash left
@@ -208,7 +273,8 @@ mod tests {
     use crate::tx::cause::QuarantineReason;
     use crate::tx::state::TxState;
 
-    const NONE: Retention = Retention { days: 30, attempts: 0, discarded_bytes: 0 };
+    const NONE: Retention =
+        Retention { days: 30, attempts: 0, discarded_bytes: 0, grace_ms: 24 * 3600 * 1000 };
 
     #[test]
     fn only_what_is_settled_goes_and_all_of_it() {
@@ -224,19 +290,19 @@ mod tests {
         lab.repo.git(&["pack-refs", "--all"]);
 
         let mut session = lab.session();
-        let everything = gc(&mut session, &NONE, true).expect("looked");
+        let everything = gc(&mut session, &NONE, Extent::Look).expect("looked");
         assert_eq!(everything.removed, ["new/1", "old/1"], "newest first");
         assert_eq!((everything.refs_removed, everything.kept, everything.unsettled), (4, 3, 2));
         assert_eq!(lab.own_refs().len(), 8, "a dry run leaves all");
 
         // The newest settled ones stay: `twice/1` is one, `new/1` the other.
         let two = Retention { attempts: 2, ..Retention::default() };
-        assert_eq!(gc(&mut session, &two, false).expect("done").removed, ["old/1"]);
+        assert_eq!(gc(&mut session, &two, Extent::Run).expect("done").removed, ["old/1"]);
         assert!(lab.attempt(&old).is_none() && !lab.folder(&old).exists());
         assert!(!lab.context.place.prepared(&old).exists());
         // By bytes: two of 4,000 are more than 5,000.
         let bytes = Retention { discarded_bytes: 5000, ..Retention::default() };
-        assert_eq!(gc(&mut session, &bytes, false).expect("done").removed, ["new/1"]);
+        assert_eq!(gc(&mut session, &bytes, Extent::Run).expect("done").removed, ["new/1"]);
         assert!(lab.attempt(&new).is_none());
         for key in [&stuck, &earlier, &later] {
             assert!(lab.attempt(key).is_some(), "{key}");
@@ -257,7 +323,7 @@ mod tests {
             lab.repo.git(&["update-ref", "-d", &name]);
         }
         std::fs::remove_dir_all(lab.folder(&key)).expect("removed");
-        let done = gc(&mut lab.session(), &NONE, false).expect("done");
+        let done = gc(&mut lab.session(), &NONE, Extent::All).expect("done");
         assert_eq!((done.removed.len(), done.refs_removed), (1, 0));
         assert!(lab.attempt(&key).is_none());
     }
@@ -269,7 +335,7 @@ mod tests {
         let key = lab.rolled_back("old", work);
         let name = format!("refs/worktx/tx/{key}/discarded/1");
         lab.repo.git(&["update-ref", &name, &lab.base.to_string()]);
-        let done = gc(&mut lab.session(), &NONE, false).expect("done");
+        let done = gc(&mut lab.session(), &NONE, Extent::All).expect("done");
         assert!(done.removed.is_empty());
         assert_eq!(lab.repo.git(&["rev-parse", &name]), lab.base.to_string());
         assert!(lab.attempt(&key).is_some());

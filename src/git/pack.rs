@@ -84,6 +84,10 @@ pub struct PackWriter<'a> {
     store: &'a Store,
     folder: PathBuf,
     packed: PackedIds,
+    /// Shared with other writers, from before the packs were looked at: nothing is dropped
+    /// meanwhile.
+    #[expect(dead_code, reason = "held, not read")]
+    shared: Option<File>,
     file: Option<(PathBuf, BufWriter<File>)>,
     at: u64,
     written: Vec<Written>,
@@ -98,10 +102,22 @@ pub struct PackWriter<'a> {
 impl<'a> PackWriter<'a> {
     /// A writer into the store's own object folder. Makes no file before the first object.
     pub fn new(store: &'a Store) -> Self {
+        let shared = File::open(store.objects_dir().join("pack")).ok();
+        // Where a file system has no locks, there is the age of a pack alone.
+        let shared = shared.filter(|folder| folder.lock_shared().is_ok());
+        let mut writer = Self::apart(store);
+        writer.shared = shared;
+        writer.packed = PackedIds::read(store.objects_dir());
+        writer
+    }
+
+    /// A writer of objects that lie in other packs already, and are to lie in this one too.
+    pub(super) fn apart(store: &'a Store) -> Self {
         Self {
             store,
             folder: store.objects_dir().join("pack"),
-            packed: PackedIds::read(store.objects_dir()),
+            packed: PackedIds::default(),
+            shared: None,
             file: None,
             at: 0,
             written: Vec::new(),
@@ -112,13 +128,6 @@ impl<'a> PackWriter<'a> {
             input: vec![0; CHUNK],
             output: vec![0; CHUNK],
         }
-    }
-
-    /// A writer of objects that lie in other packs already, and are to lie in this one too.
-    pub(super) fn apart(store: &'a Store) -> Self {
-        let mut writer = Self::new(store);
-        writer.packed = PackedIds::default();
-        writer
     }
 
     /// Whether the object is durably there already, or in this pack: adding it would be for

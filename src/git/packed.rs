@@ -7,10 +7,11 @@
 //! Index version 2, which git has written since 2007. Ids beyond [`MAX_IDS`] are left out: objects
 //! of such packs are written again, which costs space and nothing else.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::tx::id::Oid;
 
@@ -22,7 +23,15 @@ pub(crate) const IDX_HEADER: [u8; 8] = [0xff, b't', b'O', b'c', 0, 0, 0, 2];
 /// The ids of all packs, sorted.
 #[derive(Default)]
 pub(crate) struct PackedIds {
-    tables: Vec<Vec<[u8; 20]>>,
+    tables: Vec<Table>,
+}
+
+/// The ids of one pack, sorted.
+struct Table {
+    pack: PathBuf,
+    ids: Vec<[u8; 20]>,
+    /// Whether somebody relies on what is in it.
+    relied_on: Cell<bool>,
 }
 
 impl PackedIds {
@@ -38,14 +47,26 @@ impl PackedIds {
                 && let Ok(Some(table)) = read_table(&path, room)
             {
                 room -= table.len();
-                all.tables.push(table);
+                let pack = path.with_extension("pack");
+                all.tables.push(Table { pack, ids: table, relied_on: Cell::new(false) });
             }
         }
         all
     }
 
+    /// Whether an object is there. Whoever asks relies on it from now on: its pack is touched, as
+    /// git does, so that no gc takes it for forgotten.
     pub(crate) fn contains(&self, id: Oid) -> bool {
-        self.tables.iter().any(|table| table.binary_search(id.as_bytes()).is_ok())
+        let is_in = |table: &&Table| table.ids.binary_search(id.as_bytes()).is_ok();
+        let Some(table) = self.tables.iter().find(is_in) else { return false };
+        if !table.relied_on.replace(true) {
+            let touched = File::open(&table.pack)
+                .and_then(|file| file.set_modified(std::time::SystemTime::now()));
+            if let Err(error) = touched {
+                tracing::debug!(%error, pack = %table.pack.display(), "it cannot be touched");
+            }
+        }
+        true
     }
 }
 

@@ -10,7 +10,7 @@
 //! somebody marked (`.keep` and the like).
 //!
 //! # Limitations
-//! Objects that no ref names any more stay: which those are, git's own gc has to find out. Packs
+//! Objects that nothing names any more are copied too: [`super::prune`] drops them. Packs
 //! of [`TIERS`]'s last size and more stay as they are.
 
 use std::collections::{BTreeMap, HashSet};
@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use flate2::read::ZlibDecoder;
 use sha1::{Digest as _, Sha1};
@@ -68,19 +69,29 @@ pub fn consolidate(store: &Store) -> Result<usize, PackError> {
 }
 
 /// A pack that worktx wrote.
-struct Own {
-    name: Oid,
-    size: u64,
+pub(super) struct Own {
+    pub(super) name: Oid,
+    pub(super) size: u64,
+    /// When it was last written, or found to have what somebody was about to write.
+    pub(super) touched: SystemTime,
 }
 
 impl Own {
-    fn path(&self, folder: &Path, ending: &str) -> PathBuf {
+    /// Gives a new pack the age of what was copied into it.
+    pub(super) fn keep_time(&self, folder: &Path) {
+        let file = File::open(self.path(folder, "pack"));
+        if let Err(error) = file.and_then(|file| file.set_modified(self.touched)) {
+            tracing::debug!(%error, pack = %self.name, "a pack looks younger than it is");
+        }
+    }
+
+    pub(super) fn path(&self, folder: &Path, ending: &str) -> PathBuf {
         folder.join(format!("pack-{}.{ending}", self.name))
     }
 }
 
 /// The own packs of a folder, by name. A pack that a crash left without its index is removed.
-fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
+pub(super) fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
     let failed = |source| PackError::Io { what: "look through", path: folder.to_owned(), source };
     let mut names = HashSet::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -96,12 +107,12 @@ fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
             .any(|ending| names.contains(&format!("pack-{name}.{ending}")));
         let Ok(name) = name.parse::<Oid>() else { continue };
         let path = folder.join(file);
-        let Some(size) = size_if_own(&path, name) else { continue };
+        let Some((size, touched)) = size_if_own(&path, name) else { continue };
         if marked {
             continue;
         }
         if names.contains(&format!("pack-{name}.idx")) {
-            packs.push(Own { name, size });
+            packs.push(Own { name, size, touched });
         } else {
             remove_orphan(&path);
         }
@@ -110,12 +121,12 @@ fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
     Ok(packs)
 }
 
-fn size_if_own(path: &Path, name: Oid) -> Option<u64> {
+fn size_if_own(path: &Path, name: Oid) -> Option<(u64, SystemTime)> {
     let meta = std::fs::symlink_metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     let at = meta.len().checked_sub(20)?;
     let mut checksum = [0; 20];
     File::open(path).ok()?.read_exact_at(&mut checksum, at).ok()?;
-    (own_name(checksum) == name).then_some(meta.len())
+    (own_name(checksum) == name).then(|| Some((meta.len(), meta.modified().ok()?)))?
 }
 
 /// Whoever is about to put the index beside it holds its lock.
@@ -150,7 +161,8 @@ fn merge(store: &Store, folder: &Path, packs: &[Own]) -> Result<usize, PackError
         return Ok(0);
     }
     let Some(name) = writer.finish_named()? else { return Ok(0) };
-    let made = Own { name, size: 0 };
+    let touched = copied.iter().map(|own| own.touched).max().unwrap_or(SystemTime::now());
+    let made = Own { name, size: 0, touched };
     let index = made.path(folder, "idx");
     let table = packed::read_table(&index, usize::MAX).map_err(|source| PackError::Io {
         what: "read back",
@@ -163,8 +175,19 @@ fn merge(store: &Store, folder: &Path, packs: &[Own]) -> Result<usize, PackError
     if let Some(lost) = wanted.into_iter().next() {
         return Err(PackError::Lost(lost));
     }
+    made.keep_time(folder);
+    let gone = remove_packs(folder, copied.into_iter().filter(|own| own.name != name))?;
+    store.refresh();
+    Ok(gone)
+}
+
+/// Removes packs, each by its index first, so that none is there without one that is whole.
+pub(super) fn remove_packs<'a>(
+    folder: &Path,
+    packs: impl Iterator<Item = &'a Own>,
+) -> Result<usize, PackError> {
     let mut gone = 0;
-    for own in copied.into_iter().filter(|own| own.name != name) {
+    for own in packs {
         for ending in ["idx", "rev", "pack"] {
             let path = own.path(folder, ending);
             match std::fs::remove_file(&path) {
@@ -181,12 +204,11 @@ fn merge(store: &Store, folder: &Path, packs: &[Own]) -> Result<usize, PackError
         path: folder.to_owned(),
         source,
     })?;
-    store.refresh();
     Ok(gone)
 }
 
 /// Every object of an own pack, as it stands there, its bytes hashed.
-fn entries(own: &Own, folder: &Path) -> io::Result<Vec<(Oid, Vec<u8>)>> {
+pub(super) fn entries(own: &Own, folder: &Path) -> io::Result<Vec<(Oid, Vec<u8>)>> {
     let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let pack = std::fs::read(own.path(folder, "pack"))?;
     let index = std::fs::read(own.path(folder, "idx"))?;

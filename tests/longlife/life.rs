@@ -61,7 +61,7 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn new(dir: &Path, worktx: &Path, random: Random, keep: bool) -> Self {
+    pub fn new(dir: &Path, worktx: &Path, random: Random, keep: bool, undone: bool) -> Self {
         let dir =
             tempfile::Builder::new().prefix("worktx-life-").tempdir_in(dir).expect("a folder");
         let outside = dir.path().canonicalize().expect("there");
@@ -78,11 +78,17 @@ impl Life {
         };
         make(
             &outside.join("home/.gitconfig"),
-            "[user]\n\tname = Test\n\temail = test@example.org\n[gc]\n\tauto = 0\n",
+            &format!(
+                "[user]\n\tname = Test\n\temail = test@example.org\n{}",
+                // Where turns are killed, so is a gc that one of their commits has begun.
+                if undone { "" } else { "[gc]\n\tauto = 0\n" }
+            ),
         );
         make(
             &outside.join("home/.config/worktx/config.toml"),
-            &format!("grace = \"300ms\"\nbound = \"2s\"\n[gc]\nattempts = {KEPT}\n"),
+            &format!(
+                "grace = \"300ms\"\nbound = \"2s\"\n[gc]\nattempts = {KEPT}\ngrace = \"1s\"\n"
+            ),
         );
         for n in 0..12 {
             make(&root.join(format!("src/f{n}")), &format!("{n}\n"));
@@ -99,7 +105,7 @@ impl Life {
             root,
             worktx: worktx.canonicalize().expect("there").to_str().expect("text").to_owned(),
             random,
-            undone: false,
+            undone,
             took: HashMap::new(),
             held: VecDeque::new(),
             count: 0,

@@ -55,8 +55,13 @@ fn main() {
         None => None,
     };
     println!("longlife: {} attempts, --seed {}", options.attempts, options.seed);
-    let mut life = Life::new(&options.dir, &options.worktx, Random(options.seed), options.keep);
-    life.undone = options.rolled_back;
+    let mut life = Life::new(
+        &options.dir,
+        &options.worktx,
+        Random(options.seed),
+        options.keep,
+        options.rolled_back,
+    );
     let begun = Instant::now();
     let every = (options.attempts / 50).max(20);
     let mut start = None;
