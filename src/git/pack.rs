@@ -86,7 +86,6 @@ pub struct PackWriter<'a> {
     packed: PackedIds,
     /// Shared with other writers, from before the packs were looked at: nothing is dropped
     /// meanwhile.
-    #[expect(dead_code, reason = "held, not read")]
     shared: Option<File>,
     file: Option<(PathBuf, BufWriter<File>)>,
     at: u64,
