@@ -7,7 +7,7 @@
 //! # Limitations
 //! If a won attempt cannot promote, it is held as `promote_blocked`: never undone.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -21,6 +21,7 @@ use crate::base::hex::hex;
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index::{self, Index, IndexChange};
 use crate::git::index_known;
+use crate::git::judge;
 use crate::git::locks;
 use crate::git::promote::{self, Move};
 use crate::journal::{Change as LedgerChange, LedgerError};
@@ -31,6 +32,10 @@ use crate::tx::record::AttemptRecord;
 use crate::tx::settings::OnDrift;
 use crate::tx::state::{Seal, TxEvent};
 use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
+
+/// How long somebody else's rebase is let finish, and how often it is looked at.
+const A_REBASE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
     Stop::Quarantine(QuarantineReason::PromoteBlocked { why: chain(error) })
@@ -44,7 +49,7 @@ impl Driver<'_> {
     pub(super) fn ask_gate(&mut self) -> Result<(), Stop> {
         let seal = self.sealed()?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        let held = locks::take(&target, self.bound()).map_err(lock_stop)?;
+        let held = self.take_locks(&target)?;
         let ready = self.make_ready(&seal, &target, &held);
         if let Err(stop) = ready {
             held.release()?;
@@ -67,6 +72,25 @@ impl Driver<'_> {
                 held.release()?;
                 Err(Stop::Quarantine(QuarantineReason::GateUnknown { why }))
             }
+        }
+    }
+
+    /// git's locks. A rebase that somebody else has under way would, at its end or when it is given
+    /// up, put the branch where it was before, whatever landed meanwhile: it is let finish, for a
+    /// while, and then compared with the seal like anything else.
+    fn take_locks(&self, target: &locks::Target) -> Result<locks::HeldLocks, Stop> {
+        let until = Instant::now() + A_REBASE;
+        let rebasing = || judge::is_rebasing(&self.session.workspace) && Instant::now() < until;
+        loop {
+            while rebasing() {
+                std::thread::sleep(LOOK);
+            }
+            let held = locks::take(target, self.bound()).map_err(lock_stop)?;
+            if !rebasing() {
+                return Ok(held);
+            }
+            held.release()?;
+            locks::forget(target)?;
         }
     }
 

@@ -236,6 +236,11 @@ fn operations(workspace: &Workspace, refusals: &mut Vec<Refusal>) {
     }));
 }
 
+/// Whether a rebase is under way, or was left.
+pub fn is_rebasing(workspace: &Workspace) -> bool {
+    ["rebase-merge", "rebase-apply"].iter().any(|dir| workspace.git_dir().join(dir).exists())
+}
+
 fn base(
     workspace: &Workspace,
     submodules: Submodules,

@@ -116,6 +116,22 @@ fn row_10_another_program_mid_turn_meets_the_guard() {
 }
 
 #[test]
+fn row_10_a_rebase_that_was_left_holds_nothing_up_for_ever() {
+    let mut lab = Lab::new();
+    lab.hold("x\n");
+    let midway = Midway::new(&lab);
+    let check = midway.words();
+    let options = [JOB, &["--check", &check]].concat();
+    let child = lab.repo.spawn(&mut lab.repo.run_command(&options, "echo x > x"));
+    let left = lab.repo.path(".git/rebase-merge");
+    midway.meanwhile(|| fs::create_dir(&left).expect("made"));
+    Repo::wait(child).exits(0);
+    assert_eq!(lab.repo.git(&["diff", "--name-only", &lab.base, "HEAD"]), "x");
+    fs::remove_dir(&left).expect("still there");
+    lab.laws();
+}
+
+#[test]
 fn row_11_a_person_edits_mid_turn() {
     for end in [0, 3] {
         let mut lab = Lab::new();
