@@ -19,7 +19,10 @@ pub(super) fn run(global: &Global, args: &GcArgs) -> Result<u8, Failure> {
         retention::sweep_scratch(&session)?;
     }
     let extent = if args.dry_run { Extent::Look } else { Extent::All };
-    let document = retention::gc(&mut session, &bounds, extent)?;
+    let mut document = retention::gc(&mut session, &bounds, extent)?;
+    if extent == Extent::All {
+        document.bytes_freed = retention::drop_all_nameless(session, &bounds)?;
+    }
     if args.json {
         output::json(&document)?;
     } else {

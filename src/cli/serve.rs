@@ -25,8 +25,13 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Result<u8, Failure> {
         output::print(&format!("{said}\n"))?;
         return Ok(exit::OK);
     }
-    let drain =
-        value::duration_ms(&args.drain).map_err(|why| Failure::Usage(format!("--drain: {why}")))?;
+    let duration = |name: &str, text: &str| {
+        value::duration_ms(text)
+            .map(Duration::from_millis)
+            .map_err(|why| Failure::Usage(format!("{name}: {why}")))
+    };
+    let drain = duration("--drain", &args.drain)?;
+    let gc_every = duration("--gc-every", &args.gc_every)?;
     let count = workspaces.len();
     let options = Options {
         workspaces,
@@ -35,7 +40,8 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Result<u8, Failure> {
         token_file: args.token_file,
         anywhere: args.listen_anywhere,
         max_running: args.max_running,
-        drain: Duration::from_millis(drain),
+        drain,
+        gc_every,
         describe,
     };
     daemon::serve(&options, |sockets| {

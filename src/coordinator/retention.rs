@@ -20,6 +20,7 @@ use super::checkout;
 use super::documents::GcDocument;
 use super::error::Failure;
 use super::outcome::SCHEMA;
+use super::place::Place;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::clock;
@@ -29,7 +30,8 @@ use crate::git::prune::{self, Pruned};
 use crate::git::refs::RefError;
 use crate::git::repack;
 use crate::git::store::Store;
-use crate::journal::Attempt;
+use crate::git::workspace::Workspace;
+use crate::journal::{Attempt, Ledger};
 use crate::process;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::AttemptRecord;
@@ -116,47 +118,70 @@ pub fn gc(
     if !dry_run {
         session.ledger.remove_refusals_before(&oldest)?;
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
-        document.bytes_freed = drop_nameless(session, retention, extent)?;
+    }
+    if extent == Extent::Run {
+        let Session { workspace, place, ledger, store, .. } = &*session;
+        let packed = Packed { store, ledger, workspace, place };
+        document.bytes_freed = packed.drop_nameless(retention, extent)?;
     }
     Ok(document)
 }
 
-/// Drops objects of worktx's packs that nothing names any more, and says how many bytes that freed.
-///
-/// The end of a run does it when the packs have doubled, so that it costs little in the long run, and
-/// leaves a large history to the command.
-fn drop_nameless(session: &Session, retention: &Retention, extent: Extent) -> Result<u64, Failure> {
-    let note = session.place.state.join(PACKED);
-    let packed = prune::own_bytes(&session.store);
-    if extent == Extent::Run {
-        let last = note::read(&note).and_then(|said| said.parse().ok()).unwrap_or(0_u64);
-        if packed < last.saturating_mul(2).saturating_add(WORTH_A_LOOK) {
-            return Ok(0);
+/// As the last part of a gc that is a command of its own: drops objects that nothing names any more.
+/// It may take minutes in a large history, so that the workspace is let go of before.
+pub fn drop_all_nameless(session: Session, retention: &Retention) -> Result<u64, Failure> {
+    let Session { workspace, place, ledger, lock, store, .. } = session;
+    drop(lock);
+    let packed = Packed { store: &store, ledger: &ledger, workspace: &workspace, place: &place };
+    packed.drop_nameless(retention, Extent::All)
+}
+
+/// What is looked at for objects that nothing names; no lock of the workspace is needed for it.
+struct Packed<'a> {
+    store: &'a Store,
+    ledger: &'a Ledger,
+    workspace: &'a Workspace,
+    place: &'a Place,
+}
+
+impl Packed<'_> {
+    /// Drops objects of worktx's packs that nothing names any more, and says how many bytes that freed.
+    ///
+    /// The end of a run does it when the packs have doubled, so that it costs little in the long run, and
+    /// leaves a large history to the command.
+    fn drop_nameless(&self, retention: &Retention, extent: Extent) -> Result<u64, Failure> {
+        let note = self.place.state.join(PACKED);
+        let packed = prune::own_bytes(self.store);
+        if extent == Extent::Run {
+            let last = note::read(&note).and_then(|said| said.parse().ok()).unwrap_or(0_u64);
+            if packed < last.saturating_mul(2).saturating_add(WORTH_A_LOOK) {
+                return Ok(0);
+            }
         }
+        let mut also = Vec::new();
+        for attempt in self.ledger.unsettled(None)? {
+            let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
+            also.extend(record.pins.all().map(|pin| pin.id));
+            also.extend(record.state.seal().map(|seal| seal.candidate));
+            also.push(spec.base);
+        }
+        let bounds = prune::Bounds {
+            grace: Duration::from_millis(retention.grace_ms),
+            objects: if extent == Extent::Run { FEW } else { ALL },
+        };
+        let common_dir = self.workspace.common_dir();
+        let done = prune::prune(self.store, common_dir, &also, &bounds)
+            .map_err(Failure::other("dropping objects that nothing names"))?;
+        tracing::debug!(?done, packed, "looked for objects that nothing names");
+        let freed = match done {
+            Pruned::Freed(bytes) => bytes,
+            Pruned::Nothing | Pruned::TooMuch | Pruned::Disturbed => 0,
+        };
+        if let Err(error) = note::write(&note, &packed.saturating_sub(freed).to_string()) {
+            tracing::debug!(%error, "the next gc looks again");
+        }
+        Ok(freed)
     }
-    let mut also = Vec::new();
-    for attempt in session.ledger.unsettled(None)? {
-        let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
-        also.extend(record.pins.all().map(|pin| pin.id));
-        also.extend(record.state.seal().map(|seal| seal.candidate));
-        also.push(spec.base);
-    }
-    let bounds = prune::Bounds {
-        grace: Duration::from_millis(retention.grace_ms),
-        objects: if extent == Extent::Run { FEW } else { ALL },
-    };
-    let common_dir = session.workspace.common_dir();
-    let done = prune::prune(&session.store, common_dir, &also, &bounds)
-        .map_err(Failure::other("dropping objects that nothing names"))?;
-    tracing::debug!(?done, packed, "looked for objects that nothing names");
-    let freed = match done {
-        Pruned::Freed(bytes) => bytes,
-        Pruned::Nothing | Pruned::TooMuch | Pruned::Disturbed => 0,
-    };
-    if let Err(error) = note::write(&note, &packed.saturating_sub(freed).to_string()) {
-        tracing::debug!(%error, "the next gc looks again");
-    }
-    Ok(freed)
 }
 
 /// Removes what settled attempts have left of scratch, checkouts and cgroups, and what a crash left
