@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! cargo bench --bench turns [-- --sizes 1000,10000,100000] [--rounds N] [--quick] [--dir DIR] [--keep]
-//!                            [--phases]
+//!                            [--phases] [--wide] [--large BYTES]
 //! ```
 //!
 //! Whole processes are timed, by turns: git, worktx, git, worktx. The turn (eight files edited,
 //! two added, two deleted) is the same process on both sides and counts on both. No figure is
 //! expected here: the table is printed, and only wrong results make it fail. With `--phases` a second
-//! table says what the time of worktx goes into.
+//! table says what the time of worktx goes into. With `--wide` 10,000 paths (or all, where there are
+//! fewer) are changed too, and other ways to a clean tree are timed; with `--large` one file of so many
+//! bytes is.
 //!
 //! # Limitations
 //! Caches are warm, and no other worktx is resident: every run begins with a process start.
@@ -28,6 +30,9 @@ use measure::{Took, median, run};
 /// The durable renames that a run may take longer than git where the tree is small.
 const RENAMES: u32 = 40;
 
+/// How many paths many are.
+const MANY: u64 = 10_000;
+
 /// The exit code of a run that was refused.
 const REFUSED: i32 = 21;
 
@@ -37,6 +42,8 @@ struct Options {
     dir: Option<PathBuf>,
     keep: bool,
     phases: bool,
+    wide: bool,
+    large: Option<u64>,
 }
 
 /// What is measured, against what.
@@ -46,10 +53,18 @@ enum Case {
     RollBack,
     Refusal,
     Nothing,
+    Many,
+    Large,
 }
 
 impl Case {
-    const ALL: [Self; 4] = [Self::Commit, Self::RollBack, Self::Refusal, Self::Nothing];
+    /// Those of one run.
+    fn of(options: &Options) -> Vec<Self> {
+        let mut all = vec![Self::Commit, Self::RollBack, Self::Refusal, Self::Nothing];
+        all.extend(options.wide.then_some(Self::Many));
+        all.extend(options.large.map(|_| Self::Large));
+        all
+    }
 
     const fn name(self) -> &'static str {
         match self {
@@ -57,12 +72,14 @@ impl Case {
             Self::RollBack => "rollback",
             Self::Refusal => "refusal",
             Self::Nothing => "run -- true",
+            Self::Many => "commit of many paths",
+            Self::Large => "commit of a large file",
         }
     }
 
     const fn against(self) -> &'static str {
         match self {
-            Self::Commit => "turn + status + add -A + commit",
+            Self::Commit | Self::Many | Self::Large => "turn + status + add -A + commit",
             Self::RollBack => "turn + restore + clean",
             Self::Refusal => "status",
             Self::Nothing => "true + status + add -A + commit",
@@ -101,6 +118,8 @@ fn options(args: &[String]) -> io::Result<Options> {
         dir: None,
         keep: false,
         phases: false,
+        wide: false,
+        large: None,
     };
     let mut args = args.iter();
     let usage = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
@@ -118,6 +137,11 @@ fn options(args: &[String]) -> io::Result<Options> {
             "--dir" => options.dir = Some(value()?.into()),
             "--keep" => options.keep = true,
             "--phases" => options.phases = true,
+            "--wide" => options.wide = true,
+            "--large" => {
+                let bytes = value()?.parse().map_err(|_| usage("--large takes bytes"))?;
+                options.large = Some(bytes);
+            }
             "--quick" => {
                 options.sizes = vec![1_000];
                 options.rounds = Some(3);
@@ -134,7 +158,12 @@ fn options(args: &[String]) -> io::Result<Options> {
 #[expect(clippy::disallowed_methods, reason = "the exit code is what the turn is about")]
 fn turn(args: &[String]) -> io::Result<()> {
     let number = |at: usize| args.get(at).and_then(|word| word.parse().ok()).unwrap_or(0);
-    tree::turn(Path::new("."), number(0), number(1), number(2))?;
+    let here = Path::new(".");
+    match args.first().map(String::as_str) {
+        Some("many") => return tree::turn_many(here, number(1), number(2)),
+        Some("large") => return tree::turn_large(here, number(1), number(2)),
+        _ => tree::turn(here, number(0), number(1), number(2))?,
+    }
     std::process::exit(i32::from(number(3) != 0))
 }
 
@@ -145,15 +174,16 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
     };
     let root = above.path().join("tree");
     tree::make(&root, files)?;
-    let bench = Bench { root: &root, files, own: std::env::current_exe()? };
+    let own = std::env::current_exe()?;
+    let bench = Bench { root: &root, files, own, large: options.large.unwrap_or(0) };
     let rounds = options.rounds.unwrap_or(if files > 50_000 { 5 } else { 7 });
     // Once without counting: the manifest, the ledger, the caches.
     bench.expect("the first run", bench.worktx(&["true"])?, 0)?;
     let mut times: BTreeMap<Case, Times> = BTreeMap::new();
-    let mut renames = Vec::new();
+    let (mut renames, mut others) = (Vec::new(), BTreeMap::<&str, Vec<Duration>>::new());
     let mut last = 0;
     for round in 0..rounds {
-        for case in Case::ALL {
+        for case in Case::of(options) {
             let seed = round as u64 * 10 + case as u64 * 2 + 1;
             let (git, worktx) = bench.case(case, seed, &mut last)?;
             let times = times.entry(case).or_default();
@@ -166,9 +196,15 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
                 }
             }
         }
+        if options.wide {
+            for (name, took) in bench.other_ways(above.path(), round as u64, &mut last)? {
+                others.entry(name).or_default().push(took.wall);
+            }
+        }
         renames.push(measure::durable_renames(above.path(), RENAMES)?);
     }
-    bench.check(rounds)?;
+    let committing = Case::of(options).len() - 3;
+    bench.check(rounds * committing * 2)?;
     let renames = median(renames);
     let mut phases = Vec::new();
     for (case, times) in times {
@@ -192,6 +228,9 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
             case.against(),
         );
     }
+    for (name, times) in others {
+        println!("| {files} | {name} | {} | | | | | | |", ms(median(times)));
+    }
     println!("| {files} | {RENAMES} durable renames | | {} | | | | | |", ms(renames));
     if !phases.is_empty() {
         println!(
@@ -213,6 +252,7 @@ struct Bench<'a> {
     root: &'a Path,
     files: u64,
     own: PathBuf,
+    large: u64,
 }
 
 impl Bench<'_> {
@@ -245,6 +285,24 @@ impl Bench<'_> {
                 std::fs::write(path, before)?;
                 Ok((git, worktx))
             }
+            Case::Many | Case::Large => {
+                let (kind, count) = match case {
+                    Case::Many => ("many", self.files.min(MANY)),
+                    _ => ("large", self.large),
+                };
+                let words = |round: u64| {
+                    let numbers = [count.to_string(), round.to_string()];
+                    ["turn", kind].map(str::to_owned).into_iter().chain(numbers).collect::<Vec<_>>()
+                };
+                let mut turn = Command::new(&self.own);
+                let turn = run(turn.current_dir(self.root).args(words(seed)))?;
+                let git = turn.and(self.git_commit(0)?);
+                let own = self.own.display().to_string();
+                let words = words(seed + 1);
+                let words: Vec<&str> =
+                    std::iter::once(own.as_str()).chain(words.iter().map(String::as_str)).collect();
+                Ok((git, self.expect(case.name(), self.worktx(&words)?, 0)?))
+            }
             Case::Nothing => {
                 let git = run(&mut Command::new("true"))?.and(self.git_commit(1)?);
                 let worktx = self.expect("run -- true", self.worktx(&["true"])?, 0)?;
@@ -253,11 +311,32 @@ impl Bench<'_> {
         }
     }
 
+    /// What else brings a tree back, or makes one to work in: on the same turn's changes.
+    fn other_ways(
+        &self,
+        above: &Path,
+        round: u64,
+        last: &mut u64,
+    ) -> io::Result<[(&'static str, Took); 3]> {
+        let turn = self.turn(round * 10 + 9, *last, true)?;
+        let stash = turn
+            .and(self.git(&["stash", "push", "-u", "-q"], 0)?)
+            .and(self.git(&["stash", "drop", "-q"], 0)?);
+        let (tree, copy) = (above.join("worktree"), above.join("copy"));
+        let tree = tree.display().to_string();
+        let added = self.git(&["worktree", "add", "-q", "--detach", &tree], 0)?;
+        self.git(&["worktree", "remove", "--force", &tree], 0)?;
+        let copied = run(Command::new("cp").arg("-a").arg(self.root).arg(&copy))?;
+        let copied = self.expect("cp -a", copied, 0)?;
+        std::fs::remove_dir_all(&copy)?;
+        Ok([("turn + stash -u + drop", stash), ("worktree add", added), ("cp -a", copied)])
+    }
+
     /// git says that nothing is left behind, and every commit is there.
-    fn check(&self, rounds: usize) -> io::Result<()> {
+    fn check(&self, made: usize) -> io::Result<()> {
         let status = tree::git(self.root, &["status", "--porcelain"])?;
         let commits = tree::git(self.root, &["rev-list", "--count", "HEAD"])?;
-        let expected = (1 + 2 * rounds).to_string();
+        let expected = (1 + made).to_string();
         if !status.is_empty() || commits.trim() != expected {
             return Err(io::Error::other(format!(
                 "{} commits instead of {expected}; git status says {status:?}",
@@ -315,6 +394,9 @@ impl Bench<'_> {
 
     fn worktx(&self, command: &[&str]) -> io::Result<Took> {
         let mut worktx = Command::new(env!("CARGO_BIN_EXE_worktx"));
+        // A large file is beyond what a turn may make by default.
+        let large = (self.large + (1 << 20)).max(100 << 20).to_string();
+        worktx.env("WORKTX_LIMITS_FILE", &large).env("WORKTX_LIMITS_TOTAL", "100GiB");
         run(worktx.current_dir(self.root).args(["run", "--"]).args(command))
     }
 

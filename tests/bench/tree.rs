@@ -117,6 +117,25 @@ pub(crate) fn turn(root: &Path, files: u64, round: u64, before: u64) -> io::Resu
     Ok(())
 }
 
+/// The turn of many paths: the first `count` files are written anew.
+pub(crate) fn turn_many(root: &Path, count: u64, round: u64) -> io::Result<()> {
+    for number in 0..count {
+        fs::write(root.join(file(number)), text(number + round * 1_000_003))?;
+    }
+    Ok(())
+}
+
+/// The turn of one large file, of bytes that cannot be compressed.
+pub(crate) fn turn_large(root: &Path, bytes: u64, round: u64) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 20, fs::File::create(root.join("large.bin"))?);
+    let mut state = round;
+    for _ in 0..bytes / 8 {
+        state = mixed(state);
+        out.write_all(&state.to_le_bytes())?;
+    }
+    out.flush()
+}
+
 /// Makes a tracked file differ from HEAD, and gives what it held.
 pub(crate) fn dirty(root: &Path, files: u64) -> io::Result<(PathBuf, Vec<u8>)> {
     let path = root.join(file(files / 2));
