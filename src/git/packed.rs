@@ -8,6 +8,7 @@
 //! of such packs are written again, which costs space and nothing else.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -17,6 +18,8 @@ use crate::tx::id::Oid;
 
 /// How many ids are held in memory at most: 60 MB of them.
 const MAX_IDS: usize = 3_000_000;
+/// The most bytes of the names in a multi-pack index: a million packs'.
+const LONGEST_NAMES: u64 = 64 << 20;
 /// Magic and version of a pack index.
 pub(crate) const IDX_HEADER: [u8; 8] = [0xff, b't', b'O', b'c', 0, 0, 0, 2];
 
@@ -84,6 +87,56 @@ pub(super) fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8;
     let mut bytes = vec![0; count * 20];
     file.read_exact_at(&mut bytes, head.len() as u64)?;
     Ok(Some(bytes.chunks_exact(20).map(|id| id.try_into().expect("twenty bytes")).collect()))
+}
+
+/// The indexes (`pack-….idx`) that git has put together into multi-pack indexes, which name packs: one
+/// that is gone would be missed. `None` where such an index cannot be read.
+pub(super) fn put_together(folder: &Path) -> io::Result<Option<HashSet<String>>> {
+    let mut names = HashSet::new();
+    let mut files = vec![folder.join("multi-pack-index")];
+    for entry in std::fs::read_dir(folder.join("multi-pack-index.d")).into_iter().flatten() {
+        files.push(entry?.path());
+    }
+    for file in files {
+        if file.file_name().is_some_and(|name| name == "multi-pack-index-chain") {
+            continue;
+        }
+        match File::open(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => match pack_names(&opened?)? {
+                Some(found) => names.extend(found),
+                None => return Ok(None),
+            },
+        }
+    }
+    Ok(Some(names))
+}
+
+/// The names in a multi-pack index (gitformat-pack(5)): a header, a table of chunks, and of them the
+/// one with names, each with a zero behind it.
+fn pack_names(file: &File) -> io::Result<Option<Vec<String>>> {
+    let mut head = [0; 12];
+    if file.read_exact_at(&mut head, 0).is_err() || &head[..4] != b"MIDX" {
+        return Ok(None);
+    }
+    let mut table = vec![0; (usize::from(head[6]) + 1) * 12];
+    if file.read_exact_at(&mut table, 12).is_err() {
+        return Ok(None);
+    }
+    let offset = |entry: &[u8]| u64::from_be_bytes(entry[4..12].try_into().expect("eight bytes"));
+    let chunks: Vec<&[u8]> = table.chunks_exact(12).collect();
+    let names = chunks.windows(2).find(|pair| &pair[0][..4] == b"PNAM");
+    let Some((start, end)) = names.map(|pair| (offset(pair[0]), offset(pair[1]))) else {
+        return Ok(None);
+    };
+    let length = end.checked_sub(start).filter(|length| *length <= LONGEST_NAMES);
+    let Some(length) = length.and_then(|length| usize::try_from(length).ok()) else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, start)?;
+    let names = bytes.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(Some(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect()))
 }
 
 /// Ids and offsets of an index without far offsets: of a pack below 2 GiB.

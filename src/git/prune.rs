@@ -192,7 +192,18 @@ impl Names {
             };
             for entry in list {
                 let entry = entry?;
-                let kind = entry.file_type()?;
+                let mut kind = entry.file_type()?;
+                if kind.is_symlink() {
+                    match std::fs::metadata(entry.path()) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                        meta => kind = meta?.file_type(),
+                    }
+                    if kind.is_dir() {
+                        // Where it leads to is not known, and what there is, may name anything.
+                        let why = format!("{} leads elsewhere", entry.path().display());
+                        return Err(io::Error::other(why));
+                    }
+                }
                 if kind.is_dir() {
                     let name = entry.file_name();
                     if !(is_top && NAMELESS.iter().any(|nameless| name == *nameless)) {
@@ -405,6 +416,37 @@ mod tests {
         assert!(!lab.has(told.0));
         assert_eq!(lab.prune(&NOW), Pruned::Nothing);
         lab.repo.git(&["fsck", "--strict"]);
+    }
+
+    #[test]
+    fn behind_a_link_there_may_be_names() {
+        let lab = Lab::new();
+        let (kept, _) = lab.packed("kept\n");
+        lab.repo.git(&["update-ref", "refs/heads/kept", &kept.to_string()]);
+        let (refs, aside) = (lab.repo.git_dir().join("refs"), lab.repo.root().join("refs-aside"));
+        std::fs::rename(&refs, &aside).expect("moved");
+        std::os::unix::fs::symlink(&aside, &refs).expect("made");
+        prune(&lab.store, &lab.repo.git_dir(), &[], &NOW).expect_err("it cannot be told");
+        assert!(lab.has(kept));
+    }
+
+    #[test]
+    fn what_git_has_put_together_stays() {
+        let lab = Lab::new();
+        let (dead, _) = lab.packed("dead\n");
+        lab.repo.git(&["multi-pack-index", "write"]);
+        let (later, _) = lab.packed("later\n");
+        assert!(matches!(lab.prune(&NOW), Pruned::Freed(_)));
+        assert!(lab.has(dead) && !lab.has(later));
+        lab.repo.git(&["multi-pack-index", "verify"]);
+        lab.repo.git(&["fsck", "--strict"]);
+        let index = lab.store.objects_dir().join("pack/multi-pack-index");
+        std::fs::remove_file(&index).expect("removed");
+        std::fs::write(&index, "no index").expect("written");
+        assert_eq!(lab.prune(&NOW), Pruned::Nothing, "what cannot be read may name any");
+        std::fs::remove_file(&index).expect("removed");
+        assert!(matches!(lab.prune(&NOW), Pruned::Freed(_)));
+        assert!(!lab.has(dead));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! Own packs are told by their name: it is derived from the checksum that the pack ends in
 //! ([`own_name`]), as nobody else derives it. Packs of others are not touched, nor is one that
-//! somebody marked (`.keep` and the like).
+//! somebody marked (`.keep` and the like), or that git has put into a multi-pack index.
 //!
 //! # Limitations
 //! Objects that nothing names any more are copied too: [`super::prune`] drops them. Packs
@@ -97,6 +97,9 @@ pub(super) fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         names.extend(entry.map_err(failed)?.file_name().into_string());
     }
+    let Some(put_together) = packed::put_together(folder).map_err(failed)? else {
+        return Ok(Vec::new());
+    };
     let mut packs = Vec::new();
     for file in &names {
         let Some(name) = file.strip_prefix("pack-").and_then(|f| f.strip_suffix(".pack")) else {
@@ -104,7 +107,8 @@ pub(super) fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
         };
         let marked = ["keep", "promisor", "mtimes", "bitmap"]
             .iter()
-            .any(|ending| names.contains(&format!("pack-{name}.{ending}")));
+            .any(|ending| names.contains(&format!("pack-{name}.{ending}")))
+            || put_together.contains(&format!("pack-{name}.idx"));
         let Ok(name) = name.parse::<Oid>() else { continue };
         let path = folder.join(file);
         let Some((size, touched)) = size_if_own(&path, name) else { continue };
