@@ -83,7 +83,9 @@ fn shown_attempt(out: &mut String, style: Style, document: &ShowDocument, a: &Sh
         }
     }
     if !a.phases.is_empty() {
-        let phases: Vec<String> = a.phases.iter().map(phase).collect();
+        // One that had only just begun when this was recorded says nothing.
+        let told = a.phases.iter().filter(|time| time.duration_us >= 50);
+        let phases: Vec<String> = told.map(phase).collect();
         line!(out, "  time       {}", phases.join(", "));
     }
     let is_held = a.state == StateTag::Quarantined;
