@@ -36,7 +36,9 @@ use crate::tx::entry::{GIT_LINK, GIT_TREE};
 use crate::tx::id::Oid;
 
 /// Folders of a common directory in which nothing names an object of this repository.
-const NAMELESS: [&str; 5] = ["objects", "worktx", "modules", "lfs", "hooks"];
+const NAMELESS: [&str; 6] = ["objects", "worktx", "modules", "lfs", "annex", "hooks"];
+/// How many bytes of the git directories are looked through for names, before it gives up.
+const LOOKED_THROUGH: u64 = 512 << 20;
 /// A pack that is larger is dropped whole or not at all: copying holds it in memory.
 const COPIED: u64 = 64 << 20;
 /// How much of a file is looked at at once, and how much of the piece before is looked at again: an
@@ -97,8 +99,11 @@ pub fn prune(
         packs.push((own, ids));
     }
     let mut mark = Mark { store, ours: &ours, live: HashSet::new(), seen: HashSet::new(), bounds };
-    let mut names = Names::read(common_dir, &ours).map_err(fail)?;
-    names.0.extend(also);
+    let mut names = match Names::read(common_dir, &ours) {
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => return Ok(Pruned::TooMuch),
+        names => names.map_err(fail)?,
+    };
+    names.ids.extend(also);
     if !mark.all(&names)? {
         return Ok(Pruned::TooMuch);
     }
@@ -175,7 +180,11 @@ fn copy(
 
 /// The ids that the files of the git directories name.
 #[derive(Default)]
-struct Names(HashSet<Oid>);
+struct Names {
+    ids: HashSet<Oid>,
+    /// How much was looked through.
+    bytes: u64,
+}
 
 impl Names {
     fn read(common_dir: &Path, ours: &HashSet<Oid>) -> io::Result<Self> {
@@ -230,18 +239,22 @@ impl Names {
         let (mut bytes, mut kept) = (vec![0; PIECE + OVERLAP], 0);
         loop {
             let count = file.read(&mut bytes[kept..])?;
+            self.bytes += count as u64;
+            if self.bytes > LOOKED_THROUGH {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
             if count == 0 {
                 return Ok(());
             }
             let piece = &bytes[..kept + count];
             for word in piece.split(|byte| !byte.is_ascii_hexdigit()).filter(|w| w.len() == 40) {
                 let word = std::str::from_utf8(word).ok();
-                self.0.extend(word.and_then(|word| word.parse::<Oid>().ok()));
+                self.ids.extend(word.and_then(|word| word.parse::<Oid>().ok()));
             }
             for window in piece.windows(20).filter(|window| first[two(window)]) {
                 let id = Oid::from_bytes(window.try_into().expect("twenty bytes"));
                 if ours.contains(&id) {
-                    self.0.insert(id);
+                    self.ids.insert(id);
                 }
             }
             let end = piece.len();
@@ -273,7 +286,7 @@ impl Mark<'_> {
     /// Whether the bounds were enough.
     fn all(&mut self, names: &Names) -> Result<bool, PackError> {
         let mut todo: Vec<(Oid, Option<ObjectKind>)> =
-            names.0.iter().map(|id| (*id, None)).collect();
+            names.ids.iter().map(|id| (*id, None)).collect();
         while let Some((id, kind)) = todo.pop() {
             if self.ours.contains(&id) {
                 self.live.insert(id);
@@ -484,7 +497,7 @@ mod tests {
                 file.extend([b'.'; 100]);
                 let mut names = Names::default();
                 names.file(&mut file.as_slice(), &ours, &first).expect("read");
-                assert!(names.0.contains(&id), "{before}");
+                assert!(names.ids.contains(&id), "{before}");
             }
         }
     }
