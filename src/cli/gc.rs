@@ -1,13 +1,12 @@
 //! `worktx gc`.
 //!
 //! # Limitations
-//! Objects of what went go once they have lain for `gc.grace`; those that a turn's own git made are
-//! for `git gc`.
+//! The objects of what went are git's to drop: `git gc` does it in its own time.
 
 use super::args::{GcArgs, Global};
 use super::{context, exit, output, render};
 use crate::coordinator::error::Failure;
-use crate::coordinator::retention::{self, Extent};
+use crate::coordinator::retention;
 use crate::coordinator::session::Session;
 
 /// Drops what the bounds of `[gc]` do not cover.
@@ -18,11 +17,7 @@ pub(super) fn run(global: &Global, args: &GcArgs) -> Result<u8, Failure> {
     if !args.dry_run {
         retention::sweep_scratch(&session)?;
     }
-    let extent = if args.dry_run { Extent::Look } else { Extent::All };
-    let mut document = retention::gc(&mut session, &bounds, extent)?;
-    if extent == Extent::All {
-        document.bytes_freed = retention::drop_all_nameless(session, &bounds)?;
-    }
+    let document = retention::gc(&mut session, &bounds, args.dry_run)?;
     if args.json {
         output::json(&document)?;
     } else {

@@ -458,10 +458,6 @@ pub fn gc(d: &GcDocument) -> String {
         d.kept,
         d.unsettled
     );
-    if d.bytes_freed > 0 {
-        let bytes = indicatif::HumanBytes(d.bytes_freed);
-        line!(out, "{bytes} of objects that nothing names any more are gone");
-    }
     out
 }
 

@@ -348,12 +348,6 @@ pub static KEYS: &[Key] = &[
         "How much discarded work stays.",
     ),
     key(
-        "gc.grace",
-        No,
-        slot!(Millis, settings.retention.grace_ms),
-        "How long objects that worktx packed and that nothing names any more stay on the disk. Less than a minute only where nobody else works in the repository.",
-    ),
-    key(
         "operator.queue_file",
         No,
         slot!(Path, operator.queue_file),

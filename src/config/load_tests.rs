@@ -129,7 +129,6 @@ fn a_file_sets_every_key() {
         days = 1
         attempts = 2
         discarded = "1GiB"
-        grace = "2h"
         [operator]
         queue_file = "/q.json"
         command = "mail ops"
@@ -155,7 +154,6 @@ fn a_file_sets_every_key() {
     assert_eq!(settings.author.as_deref(), Some("A B <a@b>"));
     assert!(settings.exclusive_volume);
     assert_eq!(settings.retention.discarded_bytes, 1 << 30);
-    assert_eq!(settings.retention.grace_ms, 7_200_000);
     let command = PostCheckChoice::Command { words: "npm test".to_owned() };
     assert_eq!(loaded.values.post_check, command);
     assert_eq!(loaded.values.state_dir, Some(PathBuf::from("/home/u/.worktx/state")));

@@ -423,7 +423,7 @@ impl Begin<'_> {
             tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let retention = self.loaded.values.settings.retention;
-        if let Err(error) = retention::gc(session, &retention, retention::Extent::Run) {
+        if let Err(error) = retention::gc(session, &retention, false) {
             // The attempt is at its end whatever becomes of old ones.
             tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }

@@ -434,9 +434,6 @@ pub struct GcDocument {
     pub removed: Vec<String>,
     /// How many refs went with them.
     pub refs_removed: u64,
-    /// How many bytes of objects went that nothing names any more.
-    #[serde(default)]
-    pub bytes_freed: u64,
     /// How many attempts stay.
     pub kept: u64,
     /// How many of those are not settled.

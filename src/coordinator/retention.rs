@@ -6,13 +6,12 @@
 //! is anything of an execution that has an unsettled attempt.
 //!
 //! # Limitations
-//! Of objects that nothing names any more those go that lie in packs of worktx's own; others are git's
-//! own gc to drop. An attempt one of whose refs was moved by somebody, or whose folder cannot be removed,
+//! Objects that no ref names any more are git's own gc to drop; the packs that hold them are only
+//! made few. An attempt one of whose refs was moved by somebody, or whose folder cannot be removed,
 //! stays.
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -20,18 +19,14 @@ use super::checkout;
 use super::documents::GcDocument;
 use super::error::Failure;
 use super::outcome::SCHEMA;
-use super::place::Place;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::clock;
-use crate::base::note;
 use crate::base::rmtree::remove_tree;
-use crate::git::prune::{self, Pruned};
 use crate::git::refs::RefError;
 use crate::git::repack;
 use crate::git::store::Store;
-use crate::git::workspace::Workspace;
-use crate::journal::{Attempt, Ledger};
+use crate::journal::Attempt;
 use crate::process;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::AttemptRecord;
@@ -40,34 +35,12 @@ use crate::tx::settings::Retention;
 /// Where the size of an attempt's discarded work is remembered, in its folder.
 const SIZE: &str = "discarded-bytes";
 
-/// In a work tree's state: how many bytes worktx's packs had when objects were last looked for that
-/// nothing names.
-const PACKED: &str = "packed-bytes";
-/// How many commits and trees the end of a run looks at for that: some tenths of a second.
-const FEW: usize = 50_000;
-/// How many the command does: some minutes, and a quarter of a gigabyte.
-const ALL: usize = 5_000_000;
-/// Fewer bytes are not worth the look.
-const WORTH_A_LOOK: u64 = 1 << 20;
-
-/// How much a gc does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Nothing: it only says what would go.
-    Look,
-    /// At the end of a run: what takes no time that anybody notices.
-    Run,
-    /// As a command of its own.
-    All,
-}
-
-/// Drops what the bounds do not cover.
+/// Drops what the bounds do not cover; with `dry_run` only says what would go.
 pub fn gc(
     session: &mut Session,
     retention: &Retention,
-    extent: Extent,
+    dry_run: bool,
 ) -> Result<GcDocument, Failure> {
-    let dry_run = extent == Extent::Look;
     let attempts = session.ledger.heads()?;
     let unsettled: BTreeSet<_> = attempts
         .iter()
@@ -79,7 +52,6 @@ pub fn gc(
         dry_run,
         removed: Vec::new(),
         refs_removed: 0,
-        bytes_freed: 0,
         kept: 0,
         unsettled: attempts.iter().filter(|a| a.settled_at.is_none()).count() as u64,
     };
@@ -119,69 +91,7 @@ pub fn gc(
         session.ledger.remove_refusals_before(&oldest)?;
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
     }
-    if extent == Extent::Run {
-        let Session { workspace, place, ledger, store, .. } = &*session;
-        let packed = Packed { store, ledger, workspace, place };
-        document.bytes_freed = packed.drop_nameless(retention, extent)?;
-    }
     Ok(document)
-}
-
-/// As the last part of a gc that is a command of its own: drops objects that nothing names any more.
-/// It may take minutes in a large history, so that the workspace is let go of before.
-pub fn drop_all_nameless(session: Session, retention: &Retention) -> Result<u64, Failure> {
-    let Session { workspace, place, ledger, lock, store, .. } = session;
-    drop(lock);
-    let packed = Packed { store: &store, ledger: &ledger, workspace: &workspace, place: &place };
-    packed.drop_nameless(retention, Extent::All)
-}
-
-/// What is looked at for objects that nothing names; no lock of the workspace is needed for it.
-struct Packed<'a> {
-    store: &'a Store,
-    ledger: &'a Ledger,
-    workspace: &'a Workspace,
-    place: &'a Place,
-}
-
-impl Packed<'_> {
-    /// Drops objects of worktx's packs that nothing names any more, and says how many bytes that freed.
-    ///
-    /// The end of a run does it when the packs have doubled, so that it costs little in the long run, and
-    /// leaves a large history to the command.
-    fn drop_nameless(&self, retention: &Retention, extent: Extent) -> Result<u64, Failure> {
-        let note = self.place.state.join(PACKED);
-        let packed = prune::own_bytes(self.store);
-        if extent == Extent::Run {
-            let last = note::read(&note).and_then(|said| said.parse().ok()).unwrap_or(0_u64);
-            if packed < last.saturating_mul(2).saturating_add(WORTH_A_LOOK) {
-                return Ok(0);
-            }
-        }
-        let mut also = Vec::new();
-        for attempt in self.ledger.unsettled(None)? {
-            let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
-            also.extend(record.pins.all().map(|pin| pin.id));
-            also.extend(record.state.seal().map(|seal| seal.candidate));
-            also.push(spec.base);
-        }
-        let bounds = prune::Bounds {
-            grace: Duration::from_millis(retention.grace_ms),
-            objects: if extent == Extent::Run { FEW } else { ALL },
-        };
-        let common_dir = self.workspace.common_dir();
-        let done = prune::prune(self.store, common_dir, &also, &bounds)
-            .map_err(Failure::other("dropping objects that nothing names"))?;
-        tracing::debug!(?done, packed, "looked for objects that nothing names");
-        let freed = match done {
-            Pruned::Freed(bytes) => bytes,
-            Pruned::Nothing | Pruned::TooMuch | Pruned::Disturbed => 0,
-        };
-        if let Err(error) = note::write(&note, &packed.saturating_sub(freed).to_string()) {
-            tracing::debug!(%error, "the next gc looks again");
-        }
-        Ok(freed)
-    }
 }
 
 /// Removes what settled attempts have left of scratch, checkouts and cgroups, and what a crash left
@@ -298,8 +208,7 @@ mod tests {
     use crate::tx::cause::QuarantineReason;
     use crate::tx::state::TxState;
 
-    const NONE: Retention =
-        Retention { days: 30, attempts: 0, discarded_bytes: 0, grace_ms: 24 * 3600 * 1000 };
+    const NONE: Retention = Retention { days: 30, attempts: 0, discarded_bytes: 0 };
 
     #[test]
     fn only_what_is_settled_goes_and_all_of_it() {
@@ -315,19 +224,19 @@ mod tests {
         lab.repo.git(&["pack-refs", "--all"]);
 
         let mut session = lab.session();
-        let everything = gc(&mut session, &NONE, Extent::Look).expect("looked");
+        let everything = gc(&mut session, &NONE, true).expect("looked");
         assert_eq!(everything.removed, ["new/1", "old/1"], "newest first");
         assert_eq!((everything.refs_removed, everything.kept, everything.unsettled), (4, 3, 2));
         assert_eq!(lab.own_refs().len(), 8, "a dry run leaves all");
 
         // The newest settled ones stay: `twice/1` is one, `new/1` the other.
         let two = Retention { attempts: 2, ..Retention::default() };
-        assert_eq!(gc(&mut session, &two, Extent::Run).expect("done").removed, ["old/1"]);
+        assert_eq!(gc(&mut session, &two, false).expect("done").removed, ["old/1"]);
         assert!(lab.attempt(&old).is_none() && !lab.folder(&old).exists());
         assert!(!lab.context.place.prepared(&old).exists());
         // By bytes: two of 4,000 are more than 5,000.
         let bytes = Retention { discarded_bytes: 5000, ..Retention::default() };
-        assert_eq!(gc(&mut session, &bytes, Extent::Run).expect("done").removed, ["new/1"]);
+        assert_eq!(gc(&mut session, &bytes, false).expect("done").removed, ["new/1"]);
         assert!(lab.attempt(&new).is_none());
         for key in [&stuck, &earlier, &later] {
             assert!(lab.attempt(key).is_some(), "{key}");
@@ -348,7 +257,7 @@ mod tests {
             lab.repo.git(&["update-ref", "-d", &name]);
         }
         std::fs::remove_dir_all(lab.folder(&key)).expect("removed");
-        let done = gc(&mut lab.session(), &NONE, Extent::All).expect("done");
+        let done = gc(&mut lab.session(), &NONE, false).expect("done");
         assert_eq!((done.removed.len(), done.refs_removed), (1, 0));
         assert!(lab.attempt(&key).is_none());
     }
@@ -360,7 +269,7 @@ mod tests {
         let key = lab.rolled_back("old", work);
         let name = format!("refs/worktx/tx/{key}/discarded/1");
         lab.repo.git(&["update-ref", &name, &lab.base.to_string()]);
-        let done = gc(&mut lab.session(), &NONE, Extent::All).expect("done");
+        let done = gc(&mut lab.session(), &NONE, false).expect("done");
         assert!(done.removed.is_empty());
         assert_eq!(lab.repo.git(&["rev-parse", &name]), lab.base.to_string());
         assert!(lab.attempt(&key).is_some());

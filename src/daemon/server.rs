@@ -188,9 +188,9 @@ impl Server {
         match self.call(served, &["gc", "--json"]).await {
             Ok(Called { code: 0, out, .. }) => {
                 let said: Option<GcDocument> = serde_json::from_slice(&out).ok();
-                let said = said.map(|said| (said.removed.len(), said.bytes_freed));
-                let (attempts, bytes) = said.unwrap_or_default();
-                tracing::info!(workspace = %served.root.display(), attempts, bytes, "gc");
+                let said = said.map(|said| said.removed.len());
+                let attempts = said.unwrap_or_default();
+                tracing::info!(workspace = %served.root.display(), attempts, "gc");
             }
             Ok(Called { code, .. }) => {
                 tracing::info!(workspace = %served.root.display(), code, "no gc: the next time");

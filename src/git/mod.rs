@@ -42,7 +42,6 @@ pub mod pin;
 pub mod pool;
 pub mod programkeys;
 pub mod promote;
-pub mod prune;
 pub mod putback;
 pub mod reflog;
 pub mod refs;

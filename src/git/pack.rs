@@ -84,9 +84,6 @@ pub struct PackWriter<'a> {
     store: &'a Store,
     folder: PathBuf,
     packed: PackedIds,
-    /// Shared with other writers, from before the packs were looked at: nothing is dropped
-    /// meanwhile.
-    shared: Option<File>,
     file: Option<(PathBuf, BufWriter<File>)>,
     at: u64,
     written: Vec<Written>,
@@ -101,11 +98,7 @@ pub struct PackWriter<'a> {
 impl<'a> PackWriter<'a> {
     /// A writer into the store's own object folder. Makes no file before the first object.
     pub fn new(store: &'a Store) -> Self {
-        let shared = File::open(store.objects_dir().join("pack")).ok();
-        // Where a file system has no locks, there is the age of a pack alone.
-        let shared = shared.filter(|folder| folder.lock_shared().is_ok());
         let mut writer = Self::apart(store);
-        writer.shared = shared;
         writer.packed = PackedIds::read(store.objects_dir());
         writer
     }
@@ -116,7 +109,6 @@ impl<'a> PackWriter<'a> {
             store,
             folder: store.objects_dir().join("pack"),
             packed: PackedIds::default(),
-            shared: None,
             file: None,
             at: 0,
             written: Vec::new(),

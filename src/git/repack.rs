@@ -10,7 +10,7 @@
 //! somebody marked (`.keep` and the like), or that git has put into a multi-pack index.
 //!
 //! # Limitations
-//! Objects that nothing names any more are copied too: [`super::prune`] drops them. Packs
+//! Objects that no ref names any more stay: which those are, git's own gc has to find out. Packs
 //! of [`TIERS`]'s last size and more stay as they are.
 
 use std::collections::{BTreeMap, HashSet};

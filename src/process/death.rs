@@ -256,6 +256,9 @@ fn until_still(
         }
         found = look()?;
     }
+    if found.ours.is_empty() && found.suspects.is_empty() {
+        return Err("processes come and go faster than they can be looked at".to_owned());
+    }
     Ok(found)
 }
 

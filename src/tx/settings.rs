@@ -145,22 +145,12 @@ pub struct Retention {
     pub attempts: u32,
     /// Bytes of discarded work.
     pub discarded_bytes: u64,
-    /// How long objects of worktx's packs that nothing names any more stay, in milliseconds.
-    #[serde(default = "Retention::day")]
-    pub grace_ms: u64,
-}
-
-impl Retention {
-    /// A day: whoever finds an object there already names it long before, or touches it again.
-    const fn day() -> u64 {
-        24 * 3600 * 1000
-    }
 }
 
 impl Default for Retention {
     /// 30 days, 100 attempts, 5 GiB: design section 7.
     fn default() -> Self {
-        Self { days: 30, attempts: 100, discarded_bytes: 5 << 30, grace_ms: Self::day() }
+        Self { days: 30, attempts: 100, discarded_bytes: 5 << 30 }
     }
 }
 

@@ -86,9 +86,7 @@ impl Life {
         );
         make(
             &outside.join("home/.config/worktx/config.toml"),
-            &format!(
-                "grace = \"300ms\"\nbound = \"2s\"\n[gc]\nattempts = {KEPT}\ngrace = \"1s\"\n"
-            ),
+            &format!("grace = \"300ms\"\nbound = \"2s\"\n[gc]\nattempts = {KEPT}\n"),
         );
         for n in 0..12 {
             make(&root.join(format!("src/f{n}")), &format!("{n}\n"));
