@@ -210,12 +210,6 @@ impl Judge<'_> {
         let early = durable.state.is_empty() || durable.state == "open";
         let late =
             !early && (durable.state != "quarantined" || durable.sealed || durable.discarded);
-        if self.facts.repacks && moment.out_of_order && early && !self.git_kept_the_base() {
-            self.judged.gits_loss = true;
-            let held = ["", "open", "quarantined"].contains(&after.state.as_str());
-            self.expect(held, || format!("{} on a repository that git lost", after.state));
-            return;
-        }
         let fsck = self.fsck();
         if let Err(why) = &fsck {
             if late {
@@ -238,6 +232,18 @@ impl Judge<'_> {
         self.no_limbo(&after);
         if after.state == "done" {
             self.look_for_unseen();
+        }
+        let lost = |failure: &String| failure.starts_with("L1:") || failure.starts_with("L2:");
+        if self.facts.repacks
+            && moment.out_of_order
+            && early
+            && self.judged.failures.iter().any(lost)
+            && !self.git_kept_the_base(&after)
+        {
+            // Bytes and branch are git's own loss; the other laws hold there too.
+            self.judged.gits_loss = true;
+            self.judged.failures.retain(|failure| !lost(failure));
+            return;
         }
         if moment.deep && self.judged.failures.is_empty() {
             self.what_comes_next(moment, &after, fsck.is_ok());
@@ -298,10 +304,13 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Whether the branch stands and everything of the base can be found.
-    fn git_kept_the_base(&self) -> bool {
-        let list = ["rev-list", "--objects", "--no-object-names", "HEAD", &self.facts.base];
-        self.place.git(&list).code == 0
+    /// Whether there is a branch, wherever it is, and everything of the base and its pin can be found.
+    fn git_kept_the_base(&self, after: &After) -> bool {
+        let list = ["rev-list", "--objects", "--no-object-names", &self.facts.base];
+        let pin = Some(&*after.base_pin).filter(|pin| !pin.is_empty());
+        let list: Vec<&str> = list.into_iter().chain(pin).collect();
+        self.place.git(&["rev-parse", "--verify", "-q", "HEAD"]).code == 0
+            && self.place.git(&list).code == 0
     }
 
     /// Everything that the base reaches can be read.
