@@ -33,8 +33,24 @@ pub(crate) struct PackedIds {
 struct Table {
     pack: PathBuf,
     ids: Vec<[u8; 20]>,
-    /// Whether somebody relies on what is in it.
+    /// Whether somebody relies on what is in it, and it was touched for that.
     relied_on: Cell<bool>,
+}
+
+impl Table {
+    fn is_relied_on(&self) -> bool {
+        if self.relied_on.get() {
+            return true;
+        }
+        let now = std::time::SystemTime::now();
+        match File::open(&self.pack).and_then(|file| file.set_modified(now)) {
+            Ok(()) => self.relied_on.set(true),
+            Err(error) => {
+                tracing::debug!(%error, pack = %self.pack.display(), "it cannot be touched");
+            }
+        }
+        self.relied_on.get()
+    }
 }
 
 impl PackedIds {
@@ -57,19 +73,12 @@ impl PackedIds {
         all
     }
 
-    /// Whether an object is there. Whoever asks relies on it from now on: its pack is touched, as
-    /// git does, so that no gc takes it for forgotten.
+    /// Whether an object is there. Whoever asks relies on it from now on, and would not write it: its
+    /// pack is touched, as git does, so that no gc of git's takes it for forgotten meanwhile. Where it
+    /// cannot be touched the object does not count as there, and is written.
     pub(crate) fn contains(&self, id: Oid) -> bool {
-        let is_in = |table: &&Table| table.ids.binary_search(id.as_bytes()).is_ok();
-        let Some(table) = self.tables.iter().find(is_in) else { return false };
-        if !table.relied_on.replace(true) {
-            let touched = File::open(&table.pack)
-                .and_then(|file| file.set_modified(std::time::SystemTime::now()));
-            if let Err(error) = touched {
-                tracing::debug!(%error, pack = %table.pack.display(), "it cannot be touched");
-            }
-        }
-        true
+        let is_in = |table: &Table| table.ids.binary_search(id.as_bytes()).is_ok();
+        self.tables.iter().any(|table| is_in(table) && table.is_relied_on())
     }
 }
 

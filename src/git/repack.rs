@@ -18,7 +18,6 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use flate2::read::ZlibDecoder;
 use sha1::{Digest as _, Sha1};
@@ -69,29 +68,19 @@ pub fn consolidate(store: &Store) -> Result<usize, PackError> {
 }
 
 /// A pack that worktx wrote.
-pub(super) struct Own {
-    pub(super) name: Oid,
-    pub(super) size: u64,
-    /// When it was last written, or found to have what somebody was about to write.
-    pub(super) touched: SystemTime,
+struct Own {
+    name: Oid,
+    size: u64,
 }
 
 impl Own {
-    /// Gives a new pack the age of what was copied into it.
-    pub(super) fn keep_time(&self, folder: &Path) {
-        let file = File::open(self.path(folder, "pack"));
-        if let Err(error) = file.and_then(|file| file.set_modified(self.touched)) {
-            tracing::debug!(%error, pack = %self.name, "a pack looks younger than it is");
-        }
-    }
-
-    pub(super) fn path(&self, folder: &Path, ending: &str) -> PathBuf {
+    fn path(&self, folder: &Path, ending: &str) -> PathBuf {
         folder.join(format!("pack-{}.{ending}", self.name))
     }
 }
 
 /// The own packs of a folder, by name. A pack that a crash left without its index is removed.
-pub(super) fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
+fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
     let failed = |source| PackError::Io { what: "look through", path: folder.to_owned(), source };
     let mut names = HashSet::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
@@ -111,12 +100,12 @@ pub(super) fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
             || put_together.contains(&format!("pack-{name}.idx"));
         let Ok(name) = name.parse::<Oid>() else { continue };
         let path = folder.join(file);
-        let Some((size, touched)) = size_if_own(&path, name) else { continue };
+        let Some(size) = size_if_own(&path, name) else { continue };
         if marked {
             continue;
         }
         if names.contains(&format!("pack-{name}.idx")) {
-            packs.push(Own { name, size, touched });
+            packs.push(Own { name, size });
         } else {
             remove_orphan(&path);
         }
@@ -125,12 +114,12 @@ pub(super) fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
     Ok(packs)
 }
 
-fn size_if_own(path: &Path, name: Oid) -> Option<(u64, SystemTime)> {
+fn size_if_own(path: &Path, name: Oid) -> Option<u64> {
     let meta = std::fs::symlink_metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     let at = meta.len().checked_sub(20)?;
     let mut checksum = [0; 20];
     File::open(path).ok()?.read_exact_at(&mut checksum, at).ok()?;
-    (own_name(checksum) == name).then(|| Some((meta.len(), meta.modified().ok()?)))?
+    (own_name(checksum) == name).then_some(meta.len())
 }
 
 /// Whoever is about to put the index beside it holds its lock.
@@ -165,8 +154,7 @@ fn merge(store: &Store, folder: &Path, packs: &[Own]) -> Result<usize, PackError
         return Ok(0);
     }
     let Some(name) = writer.finish_named()? else { return Ok(0) };
-    let touched = copied.iter().map(|own| own.touched).max().unwrap_or(SystemTime::now());
-    let made = Own { name, size: 0, touched };
+    let made = Own { name, size: 0 };
     let index = made.path(folder, "idx");
     let table = packed::read_table(&index, usize::MAX).map_err(|source| PackError::Io {
         what: "read back",
@@ -179,14 +167,13 @@ fn merge(store: &Store, folder: &Path, packs: &[Own]) -> Result<usize, PackError
     if let Some(lost) = wanted.into_iter().next() {
         return Err(PackError::Lost(lost));
     }
-    made.keep_time(folder);
     let gone = remove_packs(folder, copied.into_iter().filter(|own| own.name != name))?;
     store.refresh();
     Ok(gone)
 }
 
 /// Removes packs, each by its index first, so that none is there without one that is whole.
-pub(super) fn remove_packs<'a>(
+fn remove_packs<'a>(
     folder: &Path,
     packs: impl Iterator<Item = &'a Own>,
 ) -> Result<usize, PackError> {
@@ -212,7 +199,7 @@ pub(super) fn remove_packs<'a>(
 }
 
 /// Every object of an own pack, as it stands there, its bytes hashed.
-pub(super) fn entries(own: &Own, folder: &Path) -> io::Result<Vec<(Oid, Vec<u8>)>> {
+fn entries(own: &Own, folder: &Path) -> io::Result<Vec<(Oid, Vec<u8>)>> {
     let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let pack = std::fs::read(own.path(folder, "pack"))?;
     let index = std::fs::read(own.path(folder, "idx"))?;
@@ -269,6 +256,26 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_git_has_put_together_stays() {
+        let repo = Repo::new();
+        let store = Store::open(&repo.git_dir()).expect("opened");
+        for n in 0..MANY {
+            pack(&store, &format!("blob {n}\n"));
+        }
+        repo.git(&["multi-pack-index", "write"]);
+        let before = packs(&repo);
+        assert_eq!(consolidate(&store).expect("done"), 0, "an index of git's names them");
+        assert_eq!(packs(&repo), before);
+        repo.git(&["multi-pack-index", "verify"]);
+        let index = repo.git_dir().join("objects/pack/multi-pack-index");
+        std::fs::remove_file(&index).expect("removed");
+        std::fs::write(&index, "no index").expect("written");
+        assert_eq!(consolidate(&store).expect("done"), 0, "what cannot be read may name any");
+        std::fs::remove_file(&index).expect("removed");
+        assert_eq!(consolidate(&store).expect("done"), MANY);
     }
 
     #[test]

@@ -212,14 +212,6 @@ impl Store {
         parse_commit(object.bytes()).map_err(|why| StoreError::Malformed { id, why })
     }
 
-    /// What an annotated tag is of.
-    pub fn tag_target(&self, id: Oid) -> Result<Oid, StoreError> {
-        let object = self.read(id, ObjectKind::Tag)?;
-        let target = object.bytes().strip_prefix(b"object ").and_then(|rest| rest.get(..40));
-        let target = target.and_then(|hex| std::str::from_utf8(hex).ok()?.parse().ok());
-        target.ok_or(StoreError::Malformed { id, why: "a tag begins with what it is of" })
-    }
-
     /// The entries of a tree, in git's order. [`Oid::EMPTY_TREE`] needs no object.
     pub fn tree(&self, id: Oid) -> Result<Vec<TreeEntry>, StoreError> {
         if id == Oid::EMPTY_TREE {

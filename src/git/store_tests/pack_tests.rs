@@ -181,3 +181,26 @@ fn a_full_disk_is_an_error() {
     assert_ne!(repo.id("HEAD"), Oid::ZERO);
     drop(small);
 }
+
+#[test]
+fn what_is_relied_on_is_touched_or_written_anew() {
+    let repo = Repo::new();
+    let store = repo.store();
+    let mut pack = PackWriter::new(&store);
+    pack.add_blob_bytes(b"there\n").unwrap();
+    pack.finish().unwrap();
+    let folder = repo.git_dir().join("objects/pack");
+    let name = pack_files(&repo).into_iter().find(|name| !name.ends_with("idx")).unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_hours(2);
+    let file = std::fs::File::open(folder.join(&name)).unwrap();
+    file.set_modified(old).unwrap();
+    let mut pack = PackWriter::new(&store);
+    pack.add_blob_bytes(b"there\n").unwrap();
+    assert!(pack.is_empty(), "it is there");
+    assert!(file.metadata().unwrap().modified().unwrap() > old, "and no gc forgets it meanwhile");
+    // A gc was quicker.
+    let mut pack = PackWriter::new(&store);
+    std::fs::remove_file(folder.join(&name)).unwrap();
+    pack.add_blob_bytes(b"there\n").unwrap();
+    assert!(!pack.is_empty(), "it is written anew");
+}
