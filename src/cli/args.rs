@@ -306,9 +306,6 @@ pub struct ServeArgs {
     /// Ask a running server whether it is ready; exit 0 if it is
     #[arg(long)]
     pub check: bool,
-    /// How long after a gc of a repository the end of an execution sets off the next
-    #[arg(long, value_name = "DUR", default_value = "1h")]
-    pub gc_every: String,
     /// Listen on this address too, such as 127.0.0.1:7070
     #[arg(long, value_name = "ADDRESS", requires = "token_file")]
     pub listen: Option<std::net::SocketAddr>,

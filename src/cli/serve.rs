@@ -25,13 +25,8 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Result<u8, Failure> {
         output::print(&format!("{said}\n"))?;
         return Ok(exit::OK);
     }
-    let duration = |name: &str, text: &str| {
-        value::duration_ms(text)
-            .map(Duration::from_millis)
-            .map_err(|why| Failure::Usage(format!("{name}: {why}")))
-    };
-    let drain = duration("--drain", &args.drain)?;
-    let gc_every = duration("--gc-every", &args.gc_every)?;
+    let drain =
+        value::duration_ms(&args.drain).map_err(|why| Failure::Usage(format!("--drain: {why}")))?;
     let count = workspaces.len();
     let options = Options {
         workspaces,
@@ -40,8 +35,7 @@ pub(super) fn run(global: &Global, args: ServeArgs) -> Result<u8, Failure> {
         token_file: args.token_file,
         anywhere: args.listen_anywhere,
         max_running: args.max_running,
-        drain,
-        gc_every,
+        drain: Duration::from_millis(drain),
         describe,
     };
     daemon::serve(&options, |sockets| {

@@ -56,8 +56,8 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
     enter(server, &job, Phase::Queued);
     let server = Shared::clone(server);
     tokio::spawn(async move {
-        let Ok(turn) = server.served[job.served].turn.acquire().await else { return };
-        let Ok(slot) = server.slots.acquire().await else { return };
+        let Ok(_turn) = server.served[job.served].turn.acquire().await else { return };
+        let Ok(_slot) = server.slots.acquire().await else { return };
         if *server.draining.borrow() {
             // It is kept: the next server begins it.
             return;
@@ -94,10 +94,8 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
             server.entries().remove(&server.name(&job));
             return;
         }
-        let (done, ended) = (job.clone(), Shared::clone(&server));
-        let _ = tokio::task::spawn_blocking(move || finish(&ended, &done, code)).await;
-        drop((turn, slot));
-        server.tidy(job.served).await;
+        let (done, server) = (job.clone(), Shared::clone(&server));
+        let _ = tokio::task::spawn_blocking(move || finish(&server, &done, code)).await;
     });
 }
 

@@ -62,8 +62,6 @@ pub struct Options {
     pub max_running: usize,
     /// How long running executions may go on after a SIGTERM, before they are interrupted.
     pub drain: Duration,
-    /// How long after a gc of a repository the end of an execution sets off the next.
-    pub gc_every: Duration,
     /// The words for failures.
     pub describe: Describe,
 }

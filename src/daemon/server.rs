@@ -25,7 +25,7 @@ use super::metrics::Metrics;
 use super::{Describe, Options};
 use crate::config::Flags;
 use crate::coordinator::context::{Context, Invocation};
-use crate::coordinator::documents::{GcDocument, ReconcileDocument};
+use crate::coordinator::documents::ReconcileDocument;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::PRIVATE_FILE;
 use crate::coordinator::session;
@@ -63,8 +63,6 @@ pub(super) struct State {
     pub(super) first: usize,
     /// Grows when the ledger may have changed.
     pub(super) changed: watch::Receiver<u64>,
-    /// When the last gc began, or the server.
-    tidied: Mutex<Instant>,
     _lock: File,
     /// `None` where files cannot be watched: then those who follow look again by time.
     _watcher: Option<notify::RecommendedWatcher>,
@@ -106,7 +104,6 @@ pub(super) struct Server {
     pub(super) leases: Leases,
     pub(super) metrics: Metrics,
     pub(super) describe: Describe,
-    gc_every: Duration,
     /// Grows to `true` when no more work is begun.
     pub(super) draining: watch::Sender<bool>,
     is_ready: AtomicBool,
@@ -149,7 +146,6 @@ impl Server {
             leases: Leases::default(),
             metrics: Metrics::new(),
             describe: options.describe,
-            gc_every: options.gc_every,
             draining: watch::Sender::new(false),
             is_ready: AtomicBool::new(false),
         })
@@ -171,32 +167,6 @@ impl Server {
             }
         }
         Ok(())
-    }
-
-    /// A gc of a work tree's repository, if the last one is long enough ago. It holds the workspace for
-    /// a moment only; drivers wait for that.
-    pub(super) async fn tidy(&self, served: usize) {
-        {
-            let state = self.state_of(served);
-            let mut tidied = state.tidied.lock().unwrap_or_else(PoisonError::into_inner);
-            if tidied.elapsed() < self.gc_every || *self.draining.borrow() {
-                return;
-            }
-            *tidied = Instant::now();
-        }
-        let served = &self.served[served];
-        match self.call(served, &["gc", "--json"]).await {
-            Ok(Called { code: 0, out, .. }) => {
-                let said: Option<GcDocument> = serde_json::from_slice(&out).ok();
-                let said = said.map(|said| said.removed.len());
-                let attempts = said.unwrap_or_default();
-                tracing::info!(workspace = %served.root.display(), attempts, "gc");
-            }
-            Ok(Called { code, .. }) => {
-                tracing::info!(workspace = %served.root.display(), code, "no gc: the next time");
-            }
-            Err(error) => tracing::warn!(%error, "no gc"),
-        }
     }
 
     /// Runs a command of worktx on a work tree, as a process of its own.
@@ -279,8 +249,7 @@ fn open_state(context: &Context, first: usize) -> Result<State, Failure> {
             tracing::warn!(%error, "the ledger cannot be watched: events come by time");
         })
         .ok();
-    let tidied = Mutex::new(Instant::now());
-    Ok(State { path, first, changed, tidied, _lock: lock, _watcher: watcher })
+    Ok(State { path, first, changed, _lock: lock, _watcher: watcher })
 }
 
 fn take(path: &Path) -> Result<File, Failure> {

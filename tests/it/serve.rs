@@ -545,21 +545,3 @@ fn an_operator_decides_over_the_socket() {
     let again = server.post("/v1/executions/stuck/resolve", &json!({ "decision": "keep" })).is(409);
     assert!(again["message"].as_str().is_some_and(|text| text.contains("stuck")), "{again}");
 }
-
-#[test]
-fn a_server_tidies_up_in_the_background() {
-    let repo = Repo::new();
-    repo.settings("[gc]\nattempts = 1\n");
-    let mut server = start(&repo, &["--gc-every", "0s"]);
-    for id in ["one", "two", "three"] {
-        server.submit(id, &format!("head -c 100000 /dev/urandom > {id}; exit 1"));
-        assert_eq!(server.end_of(id)["exit_code"], 10);
-        let mut line = String::new();
-        while !line.contains(" gc ") {
-            line.clear();
-            assert!(server.log.read_line(&mut line).expect("readable") > 0, "no gc");
-        }
-    }
-    assert_eq!(repo.sql("select count(*) from attempt"), "1");
-    repo.fsck();
-}
