@@ -62,16 +62,24 @@ pub fn check(record: &WriterRecord, record_dir: &Path, exclusive_volume: bool) -
         return elsewhere(record, record_dir, exclusive_volume);
     }
     let proof = proof_on_disk(record, record_dir);
-    let found = match until_still(|| look(record, record_dir), |p| table::living(&p.id).is_some()) {
+    let first = match look(record, record_dir) {
         Ok(found) => found,
         Err(why) => return Death::Unproven(why),
     };
     let by_id = [record.supervisor, record.leader];
     if let Some(proof) = proof
-        && !found.ours.iter().any(|process| by_id.contains(&process.id))
+        && !first.ours.iter().any(|process| by_id.contains(&process.id))
     {
         return Death::Proven(ProvenDead::attest(proof));
     }
+    let again = || {
+        std::thread::sleep(LOOK);
+        look(record, record_dir)
+    };
+    let found = match until_still(first, again, |p| table::living(&p.id).is_some()) {
+        Ok(found) => found,
+        Err(why) => return Death::Unproven(why),
+    };
     if !found.ours.is_empty() {
         return Death::Alive(found.ours.iter().map(living).collect());
     }
@@ -237,29 +245,21 @@ fn proof_on_disk(record: &WriterRecord, record_dir: &Path) -> Option<DeathProof>
 /// it explains nothing and is no evidence either. Where suspects end as fast as they are looked
 /// at, the last of them count.
 fn until_still(
-    mut look: impl FnMut() -> Result<Found, String>,
+    mut found: Found,
+    mut again: impl FnMut() -> Result<Found, String>,
     stays: impl Fn(&Process) -> bool,
 ) -> Result<Found, String> {
     let mut is_clear = false;
-    let mut found = look()?;
     for _ in 0..LOOKS {
-        if !found.ours.is_empty() || found.suspects.iter().any(&stays) {
+        let nobody = found.suspects.is_empty();
+        if !found.ours.is_empty() || found.suspects.iter().any(&stays) || (nobody && is_clear) {
             return Ok(found);
         }
-        if found.suspects.is_empty() {
-            if std::mem::replace(&mut is_clear, true) {
-                return Ok(found);
-            }
-        } else {
-            is_clear = false;
-            std::thread::sleep(LOOK);
-        }
-        found = look()?;
+        is_clear = nobody;
+        found = again()?;
     }
-    if found.ours.is_empty() && found.suspects.is_empty() {
-        return Err("processes come and go faster than they can be looked at".to_owned());
-    }
-    Ok(found)
+    Err("processes that may be of the turn come and go faster than they can be looked at"
+        .to_owned())
 }
 
 fn look(record: &WriterRecord, record_dir: &Path) -> Result<Found, String> {
@@ -372,26 +372,28 @@ mod tests {
         };
         // What each look shows: our own, suspects. Whoever has an even number stays.
         let looks = |shown: &[(&[i32], &[i32])]| {
+            let all = |pids: &[i32]| pids.iter().map(|pid| process(*pid)).collect();
             let mut taken = 0;
-            let found = until_still(
-                || {
-                    let (ours, suspects) = shown[taken.min(shown.len() - 1)];
-                    taken += 1;
-                    let all = |pids: &[i32]| pids.iter().map(|pid| process(*pid)).collect();
-                    Ok(Found { ours: all(ours), suspects: all(suspects) })
-                },
-                |process| process.id.pid % 2 == 0,
-            )
-            .expect("looks never fail here");
-            (taken, found.ours.len(), found.suspects.len())
+            let mut next = || {
+                let (ours, suspects) = shown[taken.min(shown.len() - 1)];
+                taken += 1;
+                Found { ours: all(ours), suspects: all(suspects) }
+            };
+            let first = next();
+            let found = until_still(first, || Ok(next()), |process| process.id.pid % 2 == 0);
+            (taken, found.ok().map(|found| (found.ours.len(), found.suspects.len())))
         };
-        assert_eq!(looks(&[(&[], &[])]), (2, 0, 0), "nobody is proven by one look");
-        assert_eq!(looks(&[(&[], &[3]), (&[], &[])]), (3, 0, 0));
-        assert_eq!(looks(&[(&[], &[]), (&[], &[3]), (&[], &[])]), (4, 0, 0));
-        assert_eq!(looks(&[(&[], &[3]), (&[], &[4])]), (2, 0, 1), "its child stays");
-        assert_eq!(looks(&[(&[], &[]), (&[5], &[])]), (2, 1, 0));
-        let (taken, _, suspects) = looks(&[(&[], &[3])]);
-        assert!(taken > 10 && suspects == 1, "a chain that never ends is not cleared");
+        let nobody = Some((0, 0));
+        assert_eq!(looks(&[(&[], &[])]), (2, nobody), "nobody is proven by one look");
+        assert_eq!(looks(&[(&[], &[3]), (&[], &[])]), (3, nobody));
+        assert_eq!(looks(&[(&[], &[]), (&[], &[3]), (&[], &[])]), (4, nobody));
+        assert_eq!(looks(&[(&[], &[3]), (&[], &[4])]), (2, Some((0, 1))), "its child stays");
+        assert_eq!(looks(&[(&[], &[]), (&[5], &[])]), (2, Some((1, 0))));
+        let (taken, found) = looks(&[(&[], &[3])]);
+        assert!(taken > 10 && found.is_none(), "a chain that never ends proves nothing");
+        let mut chain = vec![(&[][..], &[3][..]); LOOKS as usize];
+        chain.push((&[], &[]));
+        assert_eq!(looks(&chain).1, None, "nor does one look behind it");
     }
 
     #[test]
