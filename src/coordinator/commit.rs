@@ -33,8 +33,9 @@ use crate::tx::settings::OnDrift;
 use crate::tx::state::{Seal, TxEvent};
 use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
 
-/// How long somebody else's rebase is let finish, and how often it is looked at.
-const A_REBASE: Duration = Duration::from_secs(2);
+/// How long somebody else's rebase is let finish, and how often it is looked at. Not longer than a
+/// cancel may take to be acted on.
+const A_REBASE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
@@ -80,7 +81,11 @@ impl Driver<'_> {
     /// while, and then compared with the seal like anything else.
     fn take_locks(&self, target: &locks::Target) -> Result<locks::HeldLocks, Stop> {
         let until = Instant::now() + A_REBASE;
-        let rebasing = || judge::is_rebasing(&self.session.workspace) && Instant::now() < until;
+        let rebasing = || {
+            judge::is_rebasing(&self.session.workspace)
+                && Instant::now() < until
+                && self.signals.pending().is_none()
+        };
         loop {
             while rebasing() {
                 std::thread::sleep(LOOK);

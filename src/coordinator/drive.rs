@@ -134,6 +134,8 @@ impl Driver<'_> {
     /// [`Failure`] where the ledger cannot be written or the machine fails: the attempt stays as
     /// it is recorded, and a later reconcile goes on with it.
     pub fn drive(&mut self) -> Result<(), Failure> {
+        // What was begun before is no part of the span.
+        self.live.laps.rest();
         let (execution, attempt) = (&self.key.execution, self.key.attempt);
         let _span = tracing::info_span!("attempt", %execution, %attempt).entered();
         let driven = self.drive_on();

@@ -143,10 +143,11 @@ impl Metrics {
             "refused" => self.outcome("refused"),
             "verdict_won" => self.verdict("won"),
             "verdict_lost" => self.verdict("lost"),
+            "sealed" | "adopted" | "discarded_pinned" | "rescue_pinned" => {
+                let bytes = event.detail.get("bytes").and_then(serde_json::Value::as_u64);
+                self.pinned.inc_by(bytes.unwrap_or(0));
+            }
             _ => {}
-        }
-        if let Some(bytes) = event.detail.get("bytes").and_then(serde_json::Value::as_u64) {
-            self.pinned.inc_by(bytes);
         }
         let phases = event.detail.get("phases").cloned();
         let phases: Vec<PhaseTime> =
