@@ -326,6 +326,9 @@ pub fn status(style: Style, d: &StatusDocument) -> String {
         );
     } else if d.can_be_base {
         line!(out, "{}", style.good("ready: the next run would start"));
+    } else if d.is_left_by_a_crash() {
+        line!(out, "{}", style.bad("not ready: a crash left an attempt on its way"));
+        line!(out, "  Hint: worktx reconcile settles it; the next run does so first");
     } else {
         line!(out, "{}", style.bad("not ready: the next run would be refused"));
     }

@@ -262,6 +262,16 @@ pub struct StatusDocument {
     pub warnings: Vec<Warning>,
 }
 
+impl StatusDocument {
+    /// Whether an attempt is on its way that nobody is at: a crash left it, and `reconcile` settles it.
+    pub fn is_left_by_a_crash(&self) -> bool {
+        let on_its_way = |a: &ListedAttempt| {
+            !a.running && !a.state.is_settled() && a.state != StateTag::Quarantined
+        };
+        !self.busy && self.unsettled.iter().any(on_its_way)
+    }
+}
+
 /// Why a workspace cannot be a base.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusalDocument {

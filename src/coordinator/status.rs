@@ -80,14 +80,15 @@ pub fn status(context: &Context) -> Result<Standing, Failure> {
         Err(RootError::NoOpenat2 { .. }) => refusals.push(Refusal::Openat2Denied),
         Err(error) => return Err(error.into()),
     }
-    if document.busy {
+    let is_left = document.is_left_by_a_crash();
+    if document.busy || is_left {
         // What the tree holds now is the turn's: nobody should commit or stash it.
         let of_the_turn = |refusal: &Refusal| {
             !matches!(refusal, Refusal::ModifiedTracked { .. } | Refusal::StagedChanges { .. })
         };
         refusals.retain(of_the_turn);
     }
-    document.can_be_base = refusals.is_empty() && !document.busy;
+    document.can_be_base = refusals.is_empty() && !document.busy && !is_left;
     Ok(Standing { document, refusals, warnings })
 }
 

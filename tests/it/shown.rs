@@ -235,3 +235,20 @@ fn the_doctor_sees_what_a_crash_left_beside() {
     fs::write(repo.path(".git/worktx-marker"), marker.to_string()).expect("written");
     assert!(level("marker").contains("stale"), "{}", level("marker"));
 }
+
+#[test]
+fn status_gives_no_advice_about_a_tree_that_a_crash_left() {
+    let lab = Lab::new();
+    lab.killed_at("turn_over", JOB, "echo changed > README.md");
+    let text = lab.repo.call(&["status"]).exits(0).stdout;
+    assert!(
+        text.contains("a crash left an attempt") && text.contains("worktx reconcile"),
+        "{text}"
+    );
+    assert!(!text.contains("commit or stash"), "{text}");
+    let document = lab.repo.call(&["status", "--json"]).exits(0).json();
+    assert_eq!((&document["can_be_base"], &document["busy"]), (&false.into(), &false.into()));
+    lab.reconcile();
+    let text = lab.repo.call(&["status"]).exits(0).stdout;
+    assert!(text.contains("quarantined") && !text.contains("a crash left"), "{text}");
+}
