@@ -112,6 +112,9 @@ pub enum Command {
     /// Decide about a ref update, for the guard hook
     #[command(hide = true)]
     GuardHook,
+    /// Look at the work tree once, for a server that watches it
+    #[command(hide = true)]
+    WarmUp,
 }
 
 /// `run`
@@ -141,6 +144,9 @@ pub struct RunArgs {
     /// What to do when tracked files differ from HEAD
     #[arg(long, value_name = "WHAT")]
     pub on_dirty: Option<OnDirtyArg>,
+    /// Where to look for changes
+    #[arg(long, value_name = "WHAT", default_value = "watched")]
+    pub verify: VerifyArg,
     /// How long to wait for a busy workspace, such as 30s; by default not at all
     #[arg(long, value_name = "DUR")]
     pub wait: Option<String>,
@@ -173,6 +179,15 @@ pub enum OnDirtyArg {
     Run,
     /// Take the dirty state as the base (not supported yet)
     Capture,
+}
+
+/// `--verify`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VerifyArg {
+    /// Where a server that watches the work tree saw something happen; without one everywhere
+    Watched,
+    /// Everywhere
+    Full,
 }
 
 /// Commands that only read.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::args::{Global, OnDirtyArg, RunArgs};
+use super::args::{Global, OnDirtyArg, RunArgs, VerifyArg};
 use super::progress::Spinner;
 use super::style::Style;
 use super::{error, output, render};
@@ -133,6 +133,7 @@ fn request(global: &Global, args: RunArgs, execution: ExecutionId) -> Result<Run
         triggered_by: args.triggered_by,
         claim_token: args.claim_token,
         json: args.json,
+        verify_all: args.verify == VerifyArg::Full,
         command: args.command,
         watcher: Some(Arc::new(Spinner::new())),
     })

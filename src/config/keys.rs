@@ -36,7 +36,12 @@ pub struct Values {
     pub operator: Operator,
     /// The work trees that a server serves where it is told of none; absolute.
     pub workspaces: Vec<PathBuf>,
+    /// How many files and directories of one work tree a server watches at most.
+    pub watches: u64,
 }
+
+/// As many as the kernel allows by default on a large machine (inotify(7)).
+const WATCHES: u64 = 1 << 20;
 
 impl Values {
     /// What stands before any file is read.
@@ -47,6 +52,7 @@ impl Values {
             state_dir: None,
             operator: Operator::default(),
             workspaces: Vec::new(),
+            watches: WATCHES,
         }
     }
 }
@@ -364,6 +370,12 @@ pub static KEYS: &[Key] = &[
         No,
         slot!(Paths, workspaces),
         "Directories in the work trees that `worktx serve` serves where it is told of none.",
+    ),
+    key(
+        "serve.watches",
+        No,
+        slot!(Count, watches),
+        "How many files and directories of one work tree `worktx serve` watches at most; 0 is none.",
     ),
 ];
 

@@ -134,6 +134,7 @@ fn a_file_sets_every_key() {
         command = "mail ops"
         [serve]
         workspaces = ["/srv/./site", "~/tools"]
+        watches = 5
         "#,
     )
     .ok();
@@ -159,7 +160,7 @@ fn a_file_sets_every_key() {
     assert_eq!(loaded.values.state_dir, Some(PathBuf::from("/home/u/.worktx/state")));
     assert_eq!(loaded.values.operator.command.as_deref(), Some("mail ops"));
     let trees = [PathBuf::from("/srv/site"), PathBuf::from("/home/u/tools")];
-    assert_eq!(loaded.values.workspaces, trees);
+    assert_eq!((loaded.values.workspaces, loaded.values.watches), (trees.to_vec(), 5));
     let defaults = loaded.sources.iter().filter(|(_, source)| **source == Source::Default);
     let defaults: Vec<_> = defaults.map(|(key, _)| *key).collect();
     assert_eq!(defaults, ["commit.sign", "post_check.path", "scope.also"]);

@@ -10,7 +10,7 @@ use super::error::Failure;
 use super::rescue::pin_stop;
 use super::seal::signature;
 use super::session::Session;
-use super::{query, view};
+use super::{query, view, warm};
 use crate::base::hex::hex;
 use crate::git::attributes::CapturedAttributes;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
@@ -125,6 +125,15 @@ impl Begin<'_> {
         let settings = &self.loaded.values.settings;
         let rules = view::rules_of(&facts.config, &settings.scope);
         let attributes = CapturedAttributes::of(&facts.config);
+        let mut warmth = session.warmth.borrow_mut();
+        let asked = if warmth.is_connected() {
+            let generation =
+                session.manifest.meta().map_err(Failure::other("reading the manifest"))?;
+            let view = warm::view(&facts.config, &settings.scope, &session.root);
+            Some(warmth.ask(&session.root, generation.generation, view))
+        } else {
+            None
+        };
         let watcher = self.request.watcher.as_deref();
         let progress = watcher.map(|w| move |names| w.looked_at(names));
         let request = BaselineRequest {
@@ -139,10 +148,17 @@ impl Begin<'_> {
             temporary: &[],
             keep_modified: false,
             progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
+            only: asked.as_ref().and_then(|asked| asked.touched.as_ref()),
         };
         let established = baseline::establish(&mut session.manifest, &request);
         if let Some(watcher) = watcher {
             watcher.over();
+        }
+        if let (Some(asked), Ok(found)) = (&asked, &established)
+            && found.modified.is_empty()
+            && found.can_be_watched
+        {
+            warmth.looked(asked, found.full);
         }
         established.map_err(|error| match error {
             BaselineError::TooMuch { too_large: paths, files, bytes } => {

@@ -7,6 +7,7 @@
 //! # Limitations
 //! `--on-dirty capture` is answered before anything is looked at.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use super::outcome::{Outcome, OutcomeWord};
 use super::place::{PRIVATE_DIR, PRIVATE_FILE, Place, temporary_name};
 use super::session::Session;
 use super::spec::AttemptSpec;
+use super::warm::Warmth;
 use super::{notify, reconcile, retention, trace};
 use crate::base::durable;
 use crate::base::hex::hex;
@@ -75,6 +77,8 @@ pub struct RunRequest {
     pub claim_token: Option<String>,
     /// Standard output is for the document.
     pub json: bool,
+    /// Look at all, whatever a server says that it knows.
+    pub verify_all: bool,
     /// The command.
     pub command: Vec<OsString>,
     /// Who wants to know how long the first look at the tree takes.
@@ -118,6 +122,42 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     let outcome = begin.run(&mut session);
     session.ledger.note_in_order();
     outcome
+}
+
+/// Looks at a work tree so that a server that watches it knows it before the first turn. Where it
+/// cannot be a base, nothing is known, and nothing is wrong with that.
+///
+/// # Errors
+/// As [`run`], before anything runs.
+pub fn warm_up(context: &Context) -> Result<(), Failure> {
+    let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
+    let request = RunRequest {
+        context: context.clone(),
+        execution: "warm-up".parse().map_err(Failure::bug)?,
+        timeout: None,
+        settle_by: None,
+        wait: None,
+        triggered_by: None,
+        claim_token: None,
+        json: false,
+        verify_all: false,
+        command: Vec::new(),
+        watcher: None,
+    };
+    let mut session = Session::open(context.workspace.clone(), context.place.clone(), "warm-up")?;
+    session.warmth = RefCell::new(Warmth::connect(&session.place));
+    let git_env = context.git_env();
+    let loaded = context.user.clone();
+    let (program, laps) = (PathBuf::new(), Laps::default());
+    let mut begin = Begin { request: &request, signals, program, git_env, loaded, laps };
+    // The first look may write the manifest, by which the watch is begun; the second one knows that
+    // nothing happened in between.
+    for _ in 0..2 {
+        begin.judge(&mut session)?;
+        session.warmth.borrow_mut().wait_for_begin();
+    }
+    begin.judge(&mut session)?;
+    Ok(())
 }
 
 /// Opens the session, within `--wait`; a request to end ends the wait too.
@@ -174,6 +214,9 @@ impl Begin<'_> {
             return Ok(outcome);
         }
         self.laps.enter(Phase::Judge);
+        if !self.request.verify_all {
+            session.warmth = RefCell::new(Warmth::connect(&session.place));
+        }
         let base = match self.judge(session) {
             Ok(base) => base,
             Err(Failure::Refused { refusals, warnings }) => {

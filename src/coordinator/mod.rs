@@ -43,6 +43,7 @@ mod turn;
 mod undo;
 mod validate;
 pub mod view;
+pub mod warm;
 pub mod words;
 
 #[cfg(test)]

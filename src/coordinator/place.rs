@@ -6,6 +6,7 @@
 //!     ledger.db                             journal and embedded execution ledger
 //!     manifest/<workspace>.db               what was known of each work tree, a cache with proof
 //!     manifest/<workspace>.index            a note: which tree the index agrees with
+//!     serve.sock, watch-<workspace>.sock    a server's: for its clients, and for drivers
 //!     ledger.db.in-order                    a note: how the ledger looked that was in order
 //!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome, output,
 //!                                           checkout-<n>/ while a post-check runs in one

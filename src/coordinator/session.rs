@@ -7,10 +7,12 @@
 //! A session sees the repository by the paths and the configuration that were found when it was
 //! opened; it never discovers again.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use super::error::Failure;
 use super::place::{PRIVATE_DIR, Place};
+use super::warm::Warmth;
 use crate::base::durable;
 use crate::git::lockfile::{self, Holder, WorkspaceLock};
 use crate::git::locks::Target;
@@ -41,6 +43,8 @@ pub struct Session {
     pub root: Root,
     /// What was known of the work tree.
     pub manifest: Manifest,
+    /// What a server knows of it; none until somebody asks for it.
+    pub warmth: RefCell<Warmth>,
 }
 
 /// Where the state of a workspace lies, by the user's wish or the recorded pointer.
@@ -98,7 +102,8 @@ impl Session {
         let root = Root::open(workspace.root())?;
         root.probe()?;
         let manifest = Manifest::open(&place.manifest())?;
-        let session = Self { workspace, place, ledger, lock, store, refs, root, manifest };
+        let warmth = RefCell::default();
+        let session = Self { workspace, place, ledger, lock, store, refs, root, manifest, warmth };
         if let Some(marker) = marker {
             session.forget_unrecorded(&marker.attempt)?;
         }

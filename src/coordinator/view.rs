@@ -3,8 +3,11 @@
 //! A scan against the base tells what the turn did; a scan against the [`SealView`] tells what
 //! somebody did since the seal.
 //!
+//! A server that watches the tree says where to look ([`super::warm`]); without one every look is at
+//! all.
+//!
 //! # Limitations
-//! Every look is a full scan; a watcher that names the paths that may have changed fits in here.
+//! What a crash left is always looked at whole.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +19,7 @@ use super::drive::{Driver, Stop};
 use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
+use super::warm;
 use crate::base::durable;
 use crate::git::manifest::{Described, EntryChange, Snapshot};
 use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
@@ -109,6 +113,12 @@ pub fn look(
     let mut request = ScanRequest::new(&session.root, snapshot, &rules, Some(base));
     request.temporary = &temporary;
     request.new_directories = new_directories;
+    let mut warmth = session.warmth.borrow_mut();
+    let asked = warmth.is_connected().then(|| {
+        let view = warm::view(&spec.git, &spec.settings.scope, &session.root);
+        warmth.ask(&session.root, snapshot.meta().generation, view)
+    });
+    request.only = asked.as_ref().and_then(|asked| asked.touched.as_ref());
     scan::scan(&request)
 }
 
@@ -200,8 +210,15 @@ impl Driver<'_> {
         }
         let root = Some(self.session.root.id());
         let described = Described { head_tree: Some(tree), root };
-        let Err(error) = self.session.manifest.apply(changes, None, described) else {
-            return Ok(());
+        let before = self.session.manifest.meta().map(|meta| meta.generation);
+        let error = match self.session.manifest.apply(changes, None, described) {
+            Ok(now) => {
+                if let Ok(before) = before {
+                    self.session.warmth.borrow_mut().moved_on(before, now.generation);
+                }
+                return Ok(());
+            }
+            Err(error) => error,
         };
         if self.live.snapshot.is_none() {
             return Err(error.into());

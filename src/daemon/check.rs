@@ -8,8 +8,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::listen::{SOCKET, reachable};
+use super::listen::SOCKET;
 use crate::coordinator::error::Failure;
+use crate::coordinator::warm;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ pub fn check(state: &Path) -> Result<String, Failure> {
 
 fn ask(state: &Path, path: &str) -> std::io::Result<String> {
     let handle = std::fs::File::open(state)?;
-    let mut stream = UnixStream::connect(reachable(state, &handle))?;
+    let mut stream = UnixStream::connect(warm::reachable(state, &handle, SOCKET))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: worktx\r\nConnection: close\r\n\r\n")?;

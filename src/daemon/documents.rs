@@ -59,6 +59,9 @@ pub struct Submission {
     /// What to do when tracked files differ from HEAD: `refuse` or `run`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_dirty: Option<String>,
+    /// Where to look for changes: `watched` or `full`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<String>,
     /// How long to wait for somebody else's work on the workspace; by default `10m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<String>,

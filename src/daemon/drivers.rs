@@ -181,6 +181,7 @@ fn driver(kept: &Kept, id: &ExecutionId, folder: &Folder) -> std::io::Result<Com
         ("--timeout", request.timeout.as_ref()),
         ("--settle-by", request.settle_by.as_ref()),
         ("--on-dirty", request.on_dirty.as_ref()),
+        ("--verify", request.verify.as_ref()),
         ("--triggered-by", request.triggered_by.as_ref()),
         ("--message", request.message.as_ref()),
     ];

@@ -18,6 +18,7 @@ use super::Options;
 use super::http::{self, Access};
 use super::server::Server;
 use crate::coordinator::error::Failure;
+use crate::coordinator::warm;
 
 /// The name of the socket in a state directory.
 pub(super) const SOCKET: &str = "serve.sock";
@@ -94,7 +95,7 @@ fn token(file: &Path) -> Result<Vec<u8>, Failure> {
 /// The lock of the state directory is held: whatever socket is there is a dead server's.
 fn bind_unix(state: &Path) -> io::Result<UnixListener> {
     let handle = std::fs::File::open(state)?;
-    let path = reachable(state, &handle);
+    let path = warm::reachable(state, &handle, SOCKET);
     match std::fs::remove_file(state.join(SOCKET)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -103,17 +104,6 @@ fn bind_unix(state: &Path) -> io::Result<UnixListener> {
     // Nobody else gets into the directory, which is the owner's alone; the mode is for who looks.
     std::fs::set_permissions(state.join(SOCKET), std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
-}
-
-/// A path of the socket that the kernel takes.
-pub(super) fn reachable(state: &Path, handle: &std::fs::File) -> PathBuf {
-    use std::os::fd::AsRawFd as _;
-    let path = state.join(SOCKET);
-    // `sun_path` is 108 bytes, with a zero at its end: unix(7).
-    if path.as_os_str().len() < 108 {
-        return path;
-    }
-    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", handle.as_raw_fd()))
 }
 
 /// Answers on all of them; each task ends with an error, or when the server goes.

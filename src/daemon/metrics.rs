@@ -18,6 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::documents::Phase;
 use super::server::Server;
+use super::watching::Told;
 use crate::coordinator::error::Failure;
 use crate::journal::{Event, EventFilter};
 use crate::tx::id::{AttemptNo, ExecutionId};
@@ -45,6 +46,12 @@ struct Verdict {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Fallback {
+    workspace: String,
+    reason: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Workspace {
     workspace: String,
 }
@@ -67,6 +74,9 @@ pub(super) struct Metrics {
     unsettled: Family<Workspace, Gauge>,
     quarantined: Family<Workspace, Gauge>,
     pinned: Counter<u64, AtomicU64>,
+    watches: Family<Workspace, Gauge>,
+    bounded: Family<Workspace, Counter>,
+    fallbacks: Family<Fallback, Counter>,
     running: Gauge,
     queued: Gauge,
     leases: Gauge,
@@ -108,6 +118,16 @@ impl Metrics {
         registry.register("unsettled", "Attempts that are not settled", unsettled.clone());
         let quarantined = Family::<Workspace, Gauge>::default();
         registry.register("quarantined", "Attempts that wait for an operator", quarantined.clone());
+        let watches = Family::<Workspace, Gauge>::default();
+        registry.register("watches", "Files and directories that are watched", watches.clone());
+        let bounded = Family::<Workspace, Counter>::default();
+        registry.register("scans_watched", "Looks at what a watch named", bounded.clone());
+        let fallbacks = Family::<Fallback, Counter>::default();
+        registry.register(
+            "scan_fallbacks",
+            "Looks at all although the work tree is served, by reason",
+            fallbacks.clone(),
+        );
         let (running, queued, leases) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("drivers", "Drivers that run", running.clone());
         registry.register("queued", "Submissions that wait", queued.clone());
@@ -123,6 +143,9 @@ impl Metrics {
             unsettled,
             quarantined,
             pinned,
+            watches,
+            bounded,
+            fallbacks,
             running,
             queued,
             leases,
@@ -177,6 +200,24 @@ impl Metrics {
         }
     }
 
+    fn take_watches(&self, server: &Server) {
+        for served in &server.served {
+            let Some(told) = served.watched.get().map(Told::now) else { continue };
+            let workspace = served.root.display().to_string();
+            let label = Workspace { workspace: workspace.clone() };
+            self.watches.get_or_create(&label).set(i64::try_from(told.watches).unwrap_or(i64::MAX));
+            // They only grow, and nobody else counts them.
+            let up_to = |counter: &Counter, now: u64| {
+                counter.inc_by(now.saturating_sub(counter.get()));
+            };
+            up_to(&self.bounded.get_or_create(&label), told.bounded);
+            for (reason, count) in told.fallbacks {
+                let label = Fallback { workspace: workspace.clone(), reason };
+                up_to(&self.fallbacks.get_or_create(&label), count);
+            }
+        }
+    }
+
     fn outcome(&self, word: &str) {
         self.attempts.get_or_create(&Outcome { outcome: word.to_owned() }).inc();
     }
@@ -219,6 +260,7 @@ impl Metrics {
             }
         }
         drop(all);
+        self.take_watches(server);
         let (mut running, mut queued) = (0, 0);
         for entry in server.entries().values() {
             match *entry.phase.borrow() {

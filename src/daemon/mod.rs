@@ -9,10 +9,10 @@
 //! a time on a work tree, and what is known of an attempt stands in the ledger. So it may be killed
 //! at any moment: drivers go on without it, and the next server takes up what was submitted.
 //!
-//! Order rule: lock, migrate, reconcile, listen. A submission is durable before it is answered.
+//! Order rule: lock, migrate, reconcile, watch, listen. A submission is durable before it is answered.
 //!
 //! # Limitations
-//! Nothing of a work tree is held warm: each driver looks at it anew.
+//! What is held warm of a work tree is where something happened; all else each driver opens anew.
 
 mod check;
 mod documents;
@@ -24,6 +24,7 @@ mod metrics;
 mod server;
 mod submission;
 mod submit;
+mod watching;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -93,6 +94,12 @@ async fn run(options: &Options, ready: impl FnOnce(&[String])) -> Result<(), Fai
     tokio::select! {
         done = server.reconcile() => done?,
         // The process that reconciles goes on, and leaves nothing half done.
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
+    server.watch()?;
+    tokio::select! {
+        () = server.warm_up() => {}
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     }

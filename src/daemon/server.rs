@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use notify::Watcher as _;
@@ -22,6 +22,7 @@ use super::documents::Phase;
 use super::drivers::Job;
 use super::guard::Leases;
 use super::metrics::Metrics;
+use super::watching::{self, Told};
 use super::{Describe, Options};
 use crate::config::Flags;
 use crate::coordinator::context::{Context, Invocation};
@@ -43,6 +44,8 @@ pub(super) struct Served {
     pub(super) root: PathBuf,
     /// Which of [`Server::states`].
     pub(super) state: usize,
+    /// What its watch does; set when it begins.
+    pub(super) watched: OnceLock<Told>,
     /// One driver at a time, in the order of their submissions.
     pub(super) turn: Arc<Semaphore>,
     invocation: Invocation,
@@ -131,7 +134,8 @@ impl Server {
             };
             // By its root from now on, whatever becomes of the directory that was named.
             invocation.workspace = Some(root.clone());
-            served.push(Served { root, state, turn: Arc::new(Semaphore::new(1)), invocation });
+            let turn = Arc::new(Semaphore::new(1));
+            served.push(Served { root, state, watched: OnceLock::new(), turn, invocation });
         }
         let slots = match options.max_running {
             0 => served.len(),
@@ -167,6 +171,28 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Begins to watch the work trees.
+    pub(super) fn watch(&self) -> Result<(), Failure> {
+        for served in &self.served {
+            let context = served.context()?;
+            if context.user.values.watches > 0 {
+                let told = watching::begin(&context, context.user.values.watches)?;
+                served.watched.get_or_init(|| told);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the work trees looked at, so that the watches know them before the first turn. One that
+    /// cannot be a base now is known after the first turn that begins.
+    pub(super) async fn warm_up(&self) {
+        for served in self.served.iter().filter(|served| served.watched.get().is_some()) {
+            if let Err(error) = self.call(served, &["warm-up"]).await {
+                tracing::warn!(%error, root = %served.root.display(), "not looked at");
+            }
+        }
     }
 
     /// Runs a command of worktx on a work tree, as a process of its own.

@@ -130,6 +130,11 @@ fn check(request: &Submission) -> Result<(), Failure> {
     {
         return Err(usage("on_dirty", format!("{word:?} is not `refuse` or `run`")));
     }
+    if let Some(word) = &request.verify
+        && !["watched", "full"].contains(&word.as_str())
+    {
+        return Err(usage("verify", format!("{word:?} is not `watched` or `full`")));
+    }
     let checks = [request.post_check.is_some(), request.check.is_some(), request.no_post_check];
     if checks.iter().filter(|set| **set).count() > 1 {
         return Err(usage("check", "one of post_check, check and no_post_check".to_owned()));
@@ -240,13 +245,14 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         assert!(check(&submission(|_| {})).is_ok());
-        let cases: [Case; 10] = [
+        let cases: [Case; 11] = [
             ("command", |r| r.command.clear()),
             ("command", |r| r.command.push("a\0b".to_owned())),
             ("timeout", |r| r.timeout = Some("soon".to_owned())),
             ("wait", |r| r.wait = Some("-1s".to_owned())),
             ("settle_by", |r| r.settle_by = Some("tomorrow".to_owned())),
             ("on_dirty", |r| r.on_dirty = Some("capture".to_owned())),
+            ("verify", |r| r.verify = Some("never".to_owned())),
             ("cwd", |r| r.cwd = Some("/etc".to_owned())),
             ("cwd", |r| r.cwd = Some("a/../..".to_owned())),
             ("env", |r| drop(r.env.insert("A=B".to_owned(), String::new()))),

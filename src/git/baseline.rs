@@ -25,6 +25,7 @@ use super::root::{Root, RootError};
 use super::rules::{Rules, RulesError};
 use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan};
 use super::store::{Store, StoreError};
+use super::touched::Touched;
 use crate::tx::entry::{
     Change, Entry, Found, GIT_FILE, GIT_LINK, GIT_SYMLINK, Kind, Stat, Tracked, git_mode,
 };
@@ -62,6 +63,9 @@ pub struct BaselineRequest<'a> {
     pub keep_modified: bool,
     /// See [`ScanRequest::progress`].
     pub progress: Option<&'a (dyn Fn(u64) + Sync)>,
+    /// See [`ScanRequest::only`]: of all other directories it is known that they are as the
+    /// manifest says.
+    pub only: Option<&'a Touched>,
 }
 
 /// What stands in the tree, judged. Lists are sorted.
@@ -90,6 +94,11 @@ pub struct Baseline {
     pub generation: u64,
     /// Whether something was written.
     pub written: bool,
+    /// Whether the look was at all, whatever was asked for.
+    pub full: bool,
+    /// Whether a watch of what the manifest has sees all that the next look depends on. No where a
+    /// `.gitattributes` is ignored itself.
+    pub can_be_watched: bool,
     /// How many paths the base has, directories included.
     pub entries: u64,
     /// The base in memory.
@@ -147,14 +156,22 @@ pub fn establish(
     // Another root: nothing that the stat data says is about it.
     let moved = old.meta().described.root.is_some_and(|was| was.inode != request.root.id().inode);
     let from = old.meta().described.head_tree.filter(|_| !moved);
+    let mut only = request.only.cloned().filter(|_| from.is_some());
     if from != Some(request.head_tree) {
         updates = tracked_updates(request, &current, from, moved, &mut baseline.submodules)?;
+        // What HEAD says of them has changed: whether they are as it says has to be looked at.
+        if let Some(only) = &mut only {
+            for path in updates.keys() {
+                only.path(path);
+            }
+        }
         current.apply(updates.clone());
     }
     let scanned = scan(&ScanRequest {
         temporary: request.temporary,
         limits: ScanLimits { changes: u64::MAX, ..ScanLimits::default() },
         progress: request.progress,
+        only: only.as_ref(),
         ..ScanRequest::new(request.root, &current, request.rules, None)
     })?;
     if !scanned.unreadable.is_empty() {
@@ -181,8 +198,8 @@ pub fn establish(
         }
         updates.insert(change.path, entry);
     }
-    updates.retain(|path, entry| old.get(path) != *entry);
     current.apply(updates.clone());
+    updates.retain(|path, entry| old.get(path) != *entry);
     classify(&mut baseline, &current, &mut conversions);
     let (files, bytes) = (baseline.untracked.len() as u64, baseline.untracked_bytes);
     if files > request.limits.files || bytes > request.limits.total_bytes {
@@ -192,6 +209,11 @@ pub fn establish(
     let described =
         Described { head_tree: clean.then_some(request.head_tree), root: Some(request.root.id()) };
     let mut meta = old.meta();
+    baseline.full = only.is_none();
+    baseline.can_be_watched = scanned
+        .attributes
+        .iter()
+        .all(|dir| current.row(dir).is_some_and(|row| row.get(b".gitattributes").is_some()));
     baseline.attributes = scanned.attributes;
     if clean || request.keep_modified {
         let rules = &scanned.ignored_rules;

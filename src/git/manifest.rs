@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{
-    Connection, ErrorCode, OptionalExtension as _, Statement, TransactionBehavior, params,
+    Connection, ErrorCode, OpenFlags, OptionalExtension as _, Statement, TransactionBehavior,
+    params,
 };
 
 use super::root::RootId;
@@ -40,7 +41,8 @@ CREATE TABLE meta (
   head_tree BLOB,
   device INTEGER, inode INTEGER, mount INTEGER
 );
-INSERT INTO meta (one, generation) VALUES (1, 0);
+-- One that is made anew does not come to the numbers of an earlier one.
+INSERT INTO meta (one, generation) VALUES (1, abs(random() / 4));
 ";
 
 const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
@@ -63,6 +65,12 @@ pub enum ManifestError {
         path: PathBuf,
         /// Its version.
         found: i64,
+    },
+    /// There is none yet.
+    #[error("there is no manifest {}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// SQLite said no.
     #[error("the manifest {}: {source}", path.display())]
@@ -138,6 +146,24 @@ impl Manifest {
             return Err(ManifestError::Version { path: path.to_owned(), found });
         }
         Ok(Self { db, path: path.to_owned() })
+    }
+
+    /// Opens the file beside who has it for writing; makes nothing.
+    pub fn open_to_read(path: &Path) -> Result<Self, ManifestError> {
+        let wrong = |source| database(path, source);
+        if !path.exists() {
+            return Err(ManifestError::Missing { path: path.to_owned() });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags).map_err(wrong)?;
+        db.execute_batch("PRAGMA busy_timeout=100; PRAGMA cell_size_check=ON;").map_err(wrong)?;
+        let found: i64 =
+            db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrong)?;
+        match found {
+            VERSION => Ok(Self { db, path: path.to_owned() }),
+            0 => Err(ManifestError::Missing { path: path.to_owned() }),
+            _ => Err(ManifestError::Version { path: path.to_owned(), found }),
+        }
     }
 
     /// What it describes.
@@ -231,6 +257,38 @@ impl Manifest {
         Ok(Meta { generation, described })
     }
 
+    /// The rows of all directories beneath one (and of the root, beneath empty bytes), a directory
+    /// before those in it.
+    pub fn rows_beneath(&self, dir: &[u8]) -> Result<Vec<(Vec<u8>, Row)>, ManifestError> {
+        let wrong = |source| database(&self.path, source);
+        let (from, to) = if dir.is_empty() {
+            (Vec::new(), None)
+        } else {
+            // `0` is the byte after `/`.
+            ([dir, b"/"].concat(), Some([dir, b"0"].concat()))
+        };
+        let sql = "SELECT path, entries FROM dir
+                   WHERE path >= ?1 AND (?2 IS NULL OR path < ?2) ORDER BY path";
+        let mut query = self.db.prepare(sql).map_err(wrong)?;
+        let mut rows = query.query(params![from, to]).map_err(wrong)?;
+        let mut out = Vec::new();
+        while let Some(row) = rows.next().map_err(wrong)? {
+            let path: Vec<u8> = row.get(0).map_err(wrong)?;
+            let entries = row.get_ref(1).map_err(wrong)?.as_blob().map_err(|e| wrong(e.into()))?;
+            let parsed = Row::parse(entries).ok_or_else(|| damaged_row(&self.path, &path))?;
+            out.push((path, parsed));
+        }
+        Ok(out)
+    }
+
+    /// The directories whose `.gitignore` is ignored itself: see [`IgnoredRules`].
+    pub fn ignored_rules(&self) -> Result<Vec<Vec<u8>>, ManifestError> {
+        let wrong = |source| database(&self.path, source);
+        let mut query = self.db.prepare("SELECT path FROM ignored_rules").map_err(wrong)?;
+        let rows = query.query_map([], |row| row.get(0)).map_err(wrong)?;
+        rows.collect::<Result<_, _>>().map_err(wrong)
+    }
+
     /// Forgets everything; the generation goes on.
     pub fn reset(&mut self) -> Result<(), ManifestError> {
         self.run(
@@ -245,7 +303,8 @@ impl Manifest {
         self.db.execute_batch(sql).map_err(|source| database(&self.path, source))
     }
 
-    fn row(&self, dir: &[u8]) -> Result<Option<Row>, ManifestError> {
+    /// The packed children of a directory (empty bytes for the root).
+    pub fn row(&self, dir: &[u8]) -> Result<Option<Row>, ManifestError> {
         let mut read = self.db.prepare(READ_ROW).map_err(|source| database(&self.path, source))?;
         read_row(&mut read, &self.path, dir)
     }
@@ -493,7 +552,6 @@ mod tests {
         };
         let rules = IgnoredRules::from([(b"a".to_vec(), b"*".to_vec())]);
         let meta = manifest.apply(changes, Some(&rules), described).expect("applied");
-        assert_eq!(meta, Meta { generation: 1, described });
         manifest
     }
 
@@ -516,8 +574,9 @@ mod tests {
         assert_eq!(manifest.children(None).expect("read").len(), 2);
 
         // The last child takes the row with it.
+        let before = meta.generation;
         let meta = manifest.apply([(path("a/b/file"), None)], None, meta.described).expect("done");
-        assert_eq!(meta.generation, 2);
+        assert_eq!(meta.generation, before + 1);
         let mut in_memory = snapshot;
         in_memory.apply([(path("a/b/file"), None)]);
         let loaded = manifest.load().expect("loaded");
@@ -525,7 +584,7 @@ mod tests {
         assert_eq!(loaded.ignored_rules().len(), 1);
         manifest.reset().expect("reset");
         assert!(manifest.load().expect("loaded").is_empty());
-        assert_eq!(manifest.meta().expect("meta").generation, 3);
+        assert_eq!(manifest.meta().expect("meta").generation, before + 2);
     }
 
     #[test]
@@ -533,6 +592,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("manifest.db");
         let mut manifest = filled(&file);
+        let before = manifest.meta().expect("meta");
         let spoil =
             "UPDATE dir SET entries = substr(entries, 1, 20) WHERE path = CAST('a' AS BLOB)";
         assert_eq!(manifest.db.execute(spoil, []).expect("spoilt"), 1);
@@ -541,7 +601,7 @@ mod tests {
         let described = Described::default();
         let refused = manifest.apply(change, None, described);
         assert!(matches!(refused, Err(ManifestError::Damaged { .. })));
-        assert_eq!(manifest.meta().expect("meta").generation, 1, "nothing of it is written");
+        assert_eq!(manifest.meta().expect("meta"), before, "nothing of it is written");
         manifest.db.pragma_update(None, "user_version", 9).expect("set");
         drop(manifest);
         assert!(matches!(Manifest::open(&file), Err(ManifestError::Version { found: 9, .. })));

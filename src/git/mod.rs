@@ -62,7 +62,9 @@ pub mod store;
 mod store_tests;
 #[cfg(test)]
 pub(crate) mod testkit;
+pub mod touched;
 pub mod tree;
 pub mod undo;
 pub mod walk;
+pub mod watch;
 pub mod workspace;

@@ -37,6 +37,8 @@ pub(super) struct Task {
     pub(super) base: View,
     pub(super) turn: View,
     pub(super) excluded: bool,
+    /// Everything beneath is looked at, whatever was touched.
+    pub(super) whole: bool,
     /// What its parent saw; none of the root.
     pub(super) stat: Option<Stat>,
     /// The change of the directory itself, told once it is known whether it is a repository.
@@ -74,6 +76,7 @@ impl<'a> Pool<'a> {
             base: view.clone(),
             turn: view,
             excluded: false,
+            whole: request.only.is_none_or(|touched| touched.is_whole(b"")),
             stat: None,
             pending: None,
         };

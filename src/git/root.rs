@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::tx::entry::{Found, Kind, Stat};
 use crate::tx::path::RepoPath;
@@ -111,7 +112,7 @@ impl RootError {
 }
 
 /// What makes a directory the one that it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RootId {
     /// `st_dev`. Changes when an overlay is mounted anew.
     pub device: u64,

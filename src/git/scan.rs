@@ -25,6 +25,7 @@ use sha1::{Digest as _, Sha1};
 use super::manifest::{IgnoredRules, Snapshot};
 use super::root::{Root, RootError, seen_of};
 use super::rules::{BaseRules, Rules, RulesError};
+use super::touched::Touched;
 use crate::base::clock::file_clock_ns;
 use crate::tx::entry::{Change, Found, Kind, Stat};
 use crate::tx::id::Oid;
@@ -77,6 +78,9 @@ pub struct ScanRequest<'a> {
     pub temporary: &'a [Vec<u8>],
     /// See [`NewDirectories`].
     pub new_directories: NewDirectories,
+    /// Look only at these directories: of every other one it is known that it is as the snapshot
+    /// says. The answer is the same. `None`: look at all.
+    pub only: Option<&'a Touched>,
     /// See [`ScanLimits`].
     pub limits: ScanLimits,
     /// Is told how many names have been looked at so far; by several threads.
@@ -98,6 +102,7 @@ impl<'a> ScanRequest<'a> {
             base,
             temporary: &[],
             new_directories: NewDirectories::Walk,
+            only: None,
             limits: ScanLimits::default(),
             progress: None,
         }
@@ -116,8 +121,8 @@ pub struct Scan {
     /// `.gitignore` files of the tree that are above the bound, so that the turn's view goes
     /// without them. Sorted.
     pub oversized_rules: Vec<RepoPath>,
-    /// The directories (empty bytes for the root) that hold a `.gitattributes`, of those that
-    /// were walked. Sorted.
+    /// The directories (empty bytes for the root) that hold a `.gitattributes`, of those in scope.
+    /// Sorted.
     pub attributes: Vec<Vec<u8>>,
     /// Only without a base: entries of the manifest that are ignored or excluded by now and that
     /// git does not track. Sorted.

@@ -20,6 +20,7 @@ use super::scan::{
     GRANULARITY_NS, NewDirectories, Scan, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan,
 };
 use super::store::Store;
+use super::touched::Touched;
 use crate::base::clock::file_clock_ns;
 use crate::tx::entry::{Change, Kind};
 use crate::tx::id::Oid;
@@ -27,6 +28,7 @@ use crate::tx::path::RepoPath;
 use crate::tx::settings::{Limits, Scope};
 
 mod random;
+mod watched;
 
 fn path(text: &str) -> RepoPath {
     RepoPath::new(text).expect("valid")
@@ -41,6 +43,8 @@ struct Tree {
     limits: Limits,
     keep_modified: bool,
     autocrlf: AutoCrlf,
+    /// What the next look is bounded to.
+    only: Option<Touched>,
 }
 
 impl Tree {
@@ -57,6 +61,7 @@ impl Tree {
             limits: Limits::default(),
             keep_modified: false,
             autocrlf: AutoCrlf::Off,
+            only: None,
         };
         tree.git(&["init", "-q", "-b", "main"]);
         for (key, value) in [("user.name", "T"), ("user.email", "t@t"), ("gc.auto", "0")] {
@@ -135,6 +140,7 @@ impl Tree {
                 temporary: &[b".worktx-tmp-1".to_vec()],
                 keep_modified: self.keep_modified,
                 progress: None,
+                only: self.only.as_ref(),
             },
         )
     }

@@ -5,6 +5,10 @@
 //! that is not ignored. Rules are only asked about names that the base does not have, and about
 //! directories.
 //!
+//! Where only some directories were touched ([`ScanRequest::only`]), those on the way to them are
+//! passed through by what the snapshot has of them, and all others are left out. Where the rules of
+//! a directory are others than before, everything beneath it is looked at.
+//!
 //! # Limitations
 //! The threads read only. Which of several errors is returned is not defined.
 
@@ -24,6 +28,8 @@ use super::scan::{NewDirectories, Scan, ScanError, ScanRequest};
 use crate::base::clock::file_clock_ns;
 use crate::tx::entry::{Change, Entry, Found, Kind, Stat};
 use crate::tx::path::RepoPath;
+
+mod narrow;
 
 /// How many names one thread looks at before a second one is worth its start.
 const ALONE: u64 = 400;
@@ -56,6 +62,9 @@ pub(super) fn walk(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
     all.oversized_rules.sort_unstable();
     all.attributes.sort_unstable();
     all.dropped.sort_unstable();
+    if let Some(touched) = request.only {
+        narrow::carry_over(request, touched, &mut all)?;
+    }
     all.started_ns = started_ns;
     all.looked_at = pool.looked_at.into_inner();
     Ok(all)
@@ -91,6 +100,8 @@ struct Here<'t, 'f> {
     turn: View,
     /// Both views are one.
     shared: bool,
+    /// The rules here are others than the snapshot was made by.
+    whole: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -122,10 +133,14 @@ impl<'a> Worker<'a> {
     }
 
     fn directory(&mut self, mut names: Names, task: &mut Task) -> (Names, Result<(), ScanError>) {
-        let done = self.list(&mut names, task).and_then(|fd| match fd {
-            Some(fd) => self.compare(&names, task, &fd),
-            None => Ok(()),
-        });
+        let done = match self.pass(task) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.list(&mut names, task).and_then(|fd| match fd {
+                Some(fd) => self.compare(&names, task, &fd),
+                None => Ok(()),
+            }),
+            Err(error) => Err(error),
+        };
         (names, done)
     }
 
@@ -204,7 +219,8 @@ impl<'a> Worker<'a> {
         }
         let (base, turn) = self.views(task, names.find(GITIGNORE).is_some(), row)?;
         let shared = base.is(&turn);
-        let here = Here { task, fd: fd.as_fd(), base, turn, shared };
+        let whole = !shared || self.has_other_rules(names, task, fd.as_fd(), row)?;
+        let here = Here { task, fd: fd.as_fd(), base, turn, shared, whole };
         let mut at = 0;
         let mut known = 0;
         loop {
@@ -391,6 +407,17 @@ impl<'a> Worker<'a> {
         ignored: (bool, bool),
         pending: Option<Box<Change>>,
     ) -> Result<(), ScanError> {
+        let mut whole = here.task.whole || here.whole;
+        if let Some(touched) = self.request.only.filter(|_| !whole) {
+            // What the snapshot does not have as a directory is new with everything beneath.
+            whole = touched.is_whole(&self.path)
+                || pending.as_ref().is_some_and(|change| {
+                    change.before.as_ref().is_none_or(|before| before.kind != Kind::Directory)
+                });
+            if !whole && !touched.leads_to(&self.path) {
+                return pending.map_or(Ok(()), |change| self.emit(*change));
+            }
+        }
         let limit = self.request.limits.depth;
         if here.task.depth >= limit {
             return Err(ScanError::TooDeep { path: self.path_here(), limit });
@@ -407,6 +434,7 @@ impl<'a> Worker<'a> {
             base,
             turn,
             excluded: self.excluded(here, &self.path, true),
+            whole,
             stat: Some(stat),
             pending,
         });

@@ -40,3 +40,4 @@ mod shown;
 mod support;
 mod tidy;
 mod traces;
+mod watched;

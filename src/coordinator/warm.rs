@@ -1,0 +1,308 @@
+//! What a server that watches the work tree knows of it, asked for by who drives an attempt: which
+//! directories are to be looked at. Without a server, or where anything of the talk goes wrong, all
+//! are.
+//!
+//! One connection an attempt, made before the turn and kept: nobody else can take the server's place
+//! meanwhile, and a server that ends, hangs or begins anew is noticed.
+//!
+//! ```text
+//! driver                                  server
+//! touches the root, then Ask      ──►     reads its events, watches again what was touched
+//!                                 ◄──     Answer: the directories, or why it does not know
+//! looks at them, writes the manifest
+//! Looked                          ──►     of what was not touched since, it knows again
+//! ```
+//!
+//! # Limitations
+//! A process with the same user id may hold up the server, and then all is looked at; it cannot make
+//! it forget an event.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::place::Place;
+use crate::base::hex::hex;
+use crate::git::gitconfig::GitConfig;
+use crate::git::root::{Root, RootId};
+use crate::git::touched::Touched;
+use crate::git::watch;
+use crate::tx::settings::Scope;
+
+/// How long an answer may take: a look at 100,000 files takes no longer.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// How long the watch of a large tree may take to begin, where somebody waits for that.
+const BEGINNING: Duration = Duration::from_mins(2);
+
+/// What a driver says, one a line, as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Said {
+    /// What is to be looked at? Wants an [`Answer`].
+    Ask {
+        /// Of the manifest.
+        generation: u64,
+        /// What else decides over what is in scope: see [`view`].
+        view: String,
+        /// The work tree that is meant.
+        root: RootId,
+    },
+    /// A look is over: see [`watch::Watch::looked`].
+    Looked {
+        /// Of the answer; 0 where there was none.
+        token: u64,
+        /// As it was asked.
+        view: String,
+        /// It was at all.
+        full: bool,
+    },
+    /// The manifest was written anew with what was touched: see [`watch::Watch::moved_on`].
+    MovedOn {
+        /// The generation before.
+        from: u64,
+        /// The generation now.
+        to: u64,
+    },
+    /// Wants an [`Answer`] when a watch has begun, or cannot.
+    Begin,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Answer {
+    /// For [`Said::Looked`]; none where nothing is watched.
+    pub token: Option<u64>,
+    /// What is to be looked at; none where that is not known.
+    pub touched: Option<Named>,
+    /// Why it is not known, in one word.
+    pub why: Option<String>,
+}
+
+/// Directories, in hex digits.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Named {
+    /// To be listed.
+    pub listed: Vec<String>,
+    /// To be looked at with everything beneath.
+    pub whole: Vec<String>,
+}
+
+impl From<&Touched> for Named {
+    fn from(touched: &Touched) -> Self {
+        Self {
+            listed: touched.directories().map(hex).collect(),
+            whole: touched.wholes().map(hex).collect(),
+        }
+    }
+}
+
+impl Named {
+    fn read(&self) -> Option<Touched> {
+        let mut touched = Touched::default();
+        for dir in &self.listed {
+            touched.directory(unhex(dir)?);
+        }
+        for dir in &self.whole {
+            touched.whole(unhex(dir)?);
+        }
+        Some(touched)
+    }
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
+    rest.is_empty().then(|| bytes.collect()).flatten()
+}
+
+/// The name of the socket of a work tree in the state directory.
+pub fn socket(place: &Place) -> String {
+    format!("watch-{}.sock", place.workspace_id)
+}
+
+/// A path of a socket in an open directory that the kernel takes: `sun_path` is 108 bytes, with a
+/// zero at its end (unix(7)).
+pub fn reachable(dir: &Path, handle: &std::fs::File, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    if path.as_os_str().len() < 108 {
+        return path;
+    }
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", handle.as_raw_fd()))
+}
+
+/// What decides over what is in scope beside the manifest and the files of the tree: captured rules,
+/// the scope, and the mounts beneath the root, which come and go without an event.
+pub fn view(git: &GitConfig, scope: &Scope, root: &Root) -> Option<String> {
+    let mut hash = Sha256::new();
+    let mut take = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    take(&git.info_exclude.bytes);
+    take(&git.excludes.bytes);
+    take(&[u8::from(git.ignore_case)]);
+    take(&serde_json::to_vec(scope).ok()?);
+    for mount in mounts_beneath(&std::fs::read("/proc/self/mountinfo").ok()?, root.path()) {
+        take(mount);
+    }
+    Some(hex(&hash.finalize()))
+}
+
+/// The lines of mounts beneath a directory: `proc_pid_mountinfo(5)`, the fifth field, in which white
+/// space and backslashes are octal.
+fn mounts_beneath<'a>(table: &'a [u8], root: &Path) -> Vec<&'a [u8]> {
+    let mut prefix = Vec::new();
+    for byte in root.as_os_str().as_encoded_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => prefix.extend(format!("\\{byte:03o}").into_bytes()),
+            other => prefix.push(*other),
+        }
+    }
+    prefix.push(b'/');
+    let is_beneath = |line: &&[u8]| {
+        line.split(|b| *b == b' ').nth(4).is_some_and(|point| point.starts_with(&prefix))
+    };
+    table.split(|b| *b == b'\n').filter(is_beneath).collect()
+}
+
+/// What was asked, and is to be told when the look is over.
+#[derive(Debug)]
+pub struct Asked {
+    /// What to look at; `None` is all.
+    pub touched: Option<Touched>,
+    token: Option<u64>,
+    view: String,
+}
+
+/// The talk with a server; or none.
+#[derive(Debug, Default)]
+pub struct Warmth(Option<BufReader<UnixStream>>);
+
+impl Warmth {
+    /// Finds the server of a work tree, if one watches it.
+    pub fn connect(place: &Place) -> Self {
+        let opened = std::fs::File::open(&place.state).and_then(|handle| {
+            let stream = UnixStream::connect(reachable(&place.state, &handle, &socket(place)))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        });
+        Self(opened.ok().map(BufReader::new))
+    }
+
+    /// What is to be looked at of a manifest of this generation.
+    pub fn ask(&mut self, root: &Root, generation: u64, view: Option<String>) -> Asked {
+        let cold = Asked { touched: None, token: None, view: String::new() };
+        let (Some(_), Some(view)) = (&self.0, view) else { return cold };
+        if let Err(error) = watch::touch_root(root) {
+            tracing::debug!(%error, "the root cannot be touched: all is looked at");
+            return cold;
+        }
+        let said = Said::Ask { generation, view: view.clone(), root: root.id() };
+        let Some(answer) = self.say(&said).and_then(|()| self.hear()) else { return cold };
+        let touched = answer.touched.as_ref().and_then(Named::read);
+        match (&touched, &answer.why) {
+            (Some(touched), _) => tracing::debug!(directories = touched.len(), "a bounded look"),
+            (None, why) => tracing::debug!(why, "a look at all"),
+        }
+        Asked { touched, token: answer.token, view }
+    }
+
+    /// The look that was asked for is over, and the manifest says what it found.
+    pub fn looked(&mut self, asked: &Asked, full: bool) {
+        // Without a token too: now there is a manifest that a watch can begin with.
+        let token = asked.token.unwrap_or(0);
+        self.say(&Said::Looked { token, view: asked.view.clone(), full });
+    }
+
+    /// The manifest was written anew at the end of an attempt.
+    pub fn moved_on(&mut self, from: u64, to: u64) {
+        self.say(&Said::MovedOn { from, to });
+    }
+
+    /// Waits until a watch that was about to begin has begun.
+    pub fn wait_for_begin(&mut self) {
+        let Some(stream) = &self.0 else { return };
+        let _ = stream.get_ref().set_read_timeout(Some(BEGINNING));
+        let heard = self.say(&Said::Begin).and_then(|()| self.hear());
+        if let (Some(stream), Some(_)) = (&self.0, heard) {
+            let _ = stream.get_ref().set_read_timeout(Some(PATIENCE));
+        }
+    }
+
+    /// Whether a server is there.
+    pub const fn is_connected(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn say(&mut self, said: &Said) -> Option<()> {
+        let mut line = serde_json::to_vec(said).ok()?;
+        line.push(b'\n');
+        if let Err(error) = self.0.as_mut()?.get_mut().write_all(&line) {
+            self.over(&error);
+            return None;
+        }
+        Some(())
+    }
+
+    fn hear(&mut self) -> Option<Answer> {
+        let mut line = Vec::new();
+        let heard = self.0.as_mut()?.read_until(b'\n', &mut line).and_then(|_| {
+            // A line that was cut off is none.
+            serde_json::from_slice(&line).map_err(std::io::Error::other)
+        });
+        heard.inspect_err(|error| self.over(error)).ok()
+    }
+
+    /// An answer that comes late would be taken for the next one.
+    fn over(&mut self, error: &std::io::Error) {
+        tracing::debug!(%error, "nothing more is asked of the server");
+        self.0 = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_come_through_in_any_bytes() {
+        let mut touched = Touched::default();
+        touched.directory("");
+        touched.directory(b"a\xff/b\n".as_slice());
+        touched.whole("c");
+        let named = Named::from(&touched);
+        assert_eq!(named.read().as_ref(), Some(&touched));
+        let odd = Named { listed: vec!["6".to_owned()], ..Named::default() };
+        assert_eq!((odd.read(), unhex("zz")), (None, None));
+    }
+
+    #[test]
+    fn mounts_are_those_beneath() {
+        let table = b"1 0 8:1 / / rw - ext4 a rw\n2 1 0:5 / /a\\040b/c rw - tmpfs b rw\n\
+            3 1 0:6 / /a\\040bc rw - tmpfs c rw\n4 2 0:7 / /a\\040b/c/d rw - tmpfs d rw\n";
+        let found = mounts_beneath(table, Path::new("/a b"));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with(b"2 ") && found[1].starts_with(b"4 "));
+    }
+
+    #[test]
+    fn nobody_there_is_a_look_at_all() {
+        let dir = tempfile::tempdir().expect("made");
+        let place = Place {
+            state: dir.path().to_owned(),
+            local: dir.path().to_owned(),
+            workspace_id: "main".to_owned(),
+        };
+        let mut warmth = Warmth::connect(&place);
+        assert!(!warmth.is_connected());
+        let root = Root::open(dir.path()).expect("opened");
+        assert!(warmth.ask(&root, 1, Some("view".to_owned())).touched.is_none());
+    }
+}

@@ -1,0 +1,284 @@
+//! A server that watches: a run that is told where to look comes to the same as one that looks at
+//! all, and whatever the watch may not know makes it look at all.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use rustix::process::Signal;
+
+use crate::server::{Server, start};
+use crate::support::{Repo, is_root};
+
+/// A repository with a few folders.
+fn repo() -> Repo {
+    let repo = Repo::new();
+    for dir in ["a", "a/b", "c", "c/d"] {
+        for file in 0..5 {
+            repo.write(&format!("{dir}/{file}"), format!("{dir} {file}\n"));
+        }
+    }
+    repo.git(&["add", "-A"]);
+    repo.git(&["commit", "-qm", "folders"]);
+    repo
+}
+
+/// Looks that were bounded, and looks at all by reason.
+#[derive(Debug, PartialEq, Eq)]
+struct Looks {
+    bounded: u64,
+    fallbacks: Vec<(String, u64)>,
+}
+
+impl Looks {
+    fn of(server: &Server) -> Self {
+        let page = server.get("/metrics").body;
+        let number = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse().ok());
+        let of = |name: &str| {
+            let lines = page.lines().filter(move |line| line.starts_with(name));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let bounded = of("worktx_scans_watched_total{").iter().filter_map(|l| number(l)).sum();
+        let reason = |line: &str| {
+            let (_, rest) = line.split_once("reason=\"").expect("a reason");
+            rest.split('"').next().expect("its end").to_owned()
+        };
+        let mut fallbacks: Vec<_> = of("worktx_scan_fallbacks_total{")
+            .iter()
+            .map(|line| (reason(line), number(line).expect("a number")))
+            .collect();
+        fallbacks.sort();
+        Self { bounded, fallbacks }
+    }
+
+    fn fell_back(&self, reason: &str) -> u64 {
+        self.fallbacks.iter().find(|(why, _)| why == reason).map_or(0, |(_, count)| *count)
+    }
+}
+
+/// What happens while `what` is done: bounded looks, and looks at all.
+fn looks<T>(server: &Server, what: impl FnOnce() -> T) -> (u64, u64, T) {
+    let all = |looks: &Looks| looks.fallbacks.iter().map(|(_, count)| count).sum::<u64>();
+    let before = Looks::of(server);
+    let done = what();
+    let after = Looks::of(server);
+    (after.bounded - before.bounded, all(&after) - all(&before), done)
+}
+
+/// Each does something else to a tree; whether it succeeds.
+const TURNS: [(&str, bool); 9] = [
+    ("echo changed > a/0; echo new > c/d/new; rm c/1", true),
+    ("mkdir -p n/e/w; echo 1 > n/e/w/file; ln -s ../a c/link", true),
+    ("mv a/b c/moved; chmod +x c/2", true),
+    ("git mv c/d e; git commit -qm own; echo more > e/0", true),
+    ("echo bad > a/0; rm -r e; mkdir e; echo other > e/0; exit 3", false),
+    (
+        "ln c/3 /tmp/worktx-sly-$$; echo sly > /tmp/worktx-sly-$$; rm /tmp/worktx-sly-$$; exit 3",
+        false,
+    ),
+    ("mv a x; mv c a; mv x c; exit 3", false),
+    ("printf 'a/\\n' > .gitignore; rm a/2; echo hidden > a/hidden; exit 3", false),
+    ("true", true),
+];
+
+/// The same turns with and without a server leave the same commits and the same tree.
+#[test]
+fn comes_to_the_same_with_and_without() {
+    let (watched, alone) = (repo(), repo());
+    let server = start(&watched, &[]);
+    for (number, (script, succeeds)) in TURNS.into_iter().enumerate() {
+        let code = if succeeds { 0 } else { 10 };
+        let (bounded, all, ran) = looks(&server, || watched.run(&[], script).exits(code));
+        assert!(bounded >= 1 && all == 0, "turn {number}: {bounded} bounded, {all} at all");
+        let (ours, theirs) = (ran.json(), alone.run(&[], script).exits(code).json());
+        for key in ["outcome", "reason", "changes", "drift", "warnings"] {
+            assert_eq!(ours[key], theirs[key], "turn {number}: {key}");
+        }
+        assert_eq!(
+            watched.git(&["rev-parse", "HEAD^{tree}"]),
+            alone.git(&["rev-parse", "HEAD^{tree}"])
+        );
+        assert_eq!(watched.status(), alone.status(), "turn {number}");
+        let names = |repo: &Repo| repo.listing().into_keys().collect::<Vec<_>>();
+        assert_eq!(names(&watched), names(&alone), "turn {number}");
+    }
+    let (bounded, all, _) = looks(&server, || watched.run(&["--verify", "full"], "true").exits(0));
+    assert_eq!((bounded, all), (0, 0), "--verify full asks nobody");
+    watched.fsck();
+}
+
+/// A turn that leaves the tree otherwise than it was, fails, and is told to the end by `check`.
+fn fails_and_is_undone(repo: &Repo, script: &str) {
+    let before = repo.listing();
+    repo.run(&[], &format!("{script}; echo spoilt > a/0; rm -r c; exit 3")).exits(10);
+    assert_eq!(repo.status(), "");
+    let names = |listing: &std::collections::BTreeMap<String, String>| {
+        listing.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names(&repo.listing()), names(&before));
+    assert_eq!(repo.read("a/0"), "a 0\n");
+}
+
+#[test]
+fn more_files_than_may_be_watched() {
+    let repo = repo();
+    repo.settings("[serve]\nwatches = 7\n");
+    let server = start(&repo, &[]);
+    fails_and_is_undone(&repo, "true");
+    let now = Looks::of(&server);
+    assert_eq!(now.bounded, 0);
+    assert!(now.fell_back("limit") >= 2, "{now:?}");
+    repo.settings("[serve]\nwatches = 0\n");
+    drop(server);
+    let server = start(&repo, &[]);
+    fails_and_is_undone(&repo, "true");
+    assert_eq!(Looks::of(&server), Looks { bounded: 0, fallbacks: Vec::new() });
+}
+
+#[test]
+fn a_queue_of_events_that_runs_over() {
+    let repo = repo();
+    let server = start(&repo, &[]);
+    let text = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("readable");
+    let bound: usize = text.trim().parse().expect("a number");
+    // The server sees nothing until the turn is over.
+    let pid = server.child.id();
+    fails_and_is_undone(
+        &repo,
+        &format!(
+            "kill -STOP {pid}; i=0; \
+             while [ $i -le {bound} ]; do : > c/flood$i; i=$((i+1)); done; kill -CONT {pid}"
+        ),
+    );
+    let now = Looks::of(&server);
+    assert!(now.fell_back("overflow") >= 1, "{now:?}");
+    // It begins anew, and knows again after a look at all.
+    repo.run(&[], "true").exits(0);
+    let (bounded, ..) = looks(&server, || repo.run(&[], "true").exits(0));
+    assert!(bounded >= 1);
+}
+
+#[test]
+fn a_server_that_does_not_answer() {
+    let repo = repo();
+    let server = start(&repo, &[]);
+    let pid = server.child.id();
+    fails_and_is_undone(&repo, &format!("kill -STOP {pid}"));
+    server.signal(Signal::CONT);
+    fails_and_is_undone(&repo, "true");
+}
+
+#[test]
+fn a_server_that_is_killed_in_the_midst() {
+    let repo = repo();
+    let mut server = start(&repo, &[]);
+    let pid = server.child.id();
+    fails_and_is_undone(&repo, &format!("kill -KILL {pid}"));
+    assert_eq!(server.over(), None);
+    // Its socket is still there, and nobody answers.
+    fails_and_is_undone(&repo, "true");
+    let server = start(&repo, &[]);
+    let (bounded, all, ()) = looks(&server, || fails_and_is_undone(&repo, "true"));
+    assert!(bounded >= 1 && all == 0);
+}
+
+/// Another one that listens in the server's place says that nothing was touched.
+#[test]
+fn a_turn_that_takes_the_servers_place() {
+    if !crate::support::has("python3") {
+        println!("SKIPPED: no python3");
+        return;
+    }
+    let repo = repo();
+    let server = start(&repo, &[]);
+    let liar = repo.outside().join("liar");
+    fs::write(
+        &liar,
+        "#!/usr/bin/env python3\nimport os, socket, sys\n\
+         path = sys.argv[1]\nos.unlink(path)\ns = socket.socket(socket.AF_UNIX)\ns.bind(path)\n\
+         s.listen()\nprint('ready', flush=True)\nos.setsid()\n\
+         while True:\n    c, _ = s.accept()\n    f = c.makefile('rw')\n    f.readline()\n    \
+         f.write('{\"token\":1,\"touched\":{\"listed\":[],\"whole\":[]},\"why\":null}\\n')\n    f.flush()\n",
+    )
+    .expect("written");
+    let socket = repo.git_dir().join("worktx/watch-main.sock");
+    let script = format!(
+        "kill -KILL {}; python3 {} {} > c/out & while ! grep -q ready c/out; do :; done",
+        server.child.id(),
+        liar.display(),
+        socket.display()
+    );
+    fails_and_is_undone(&repo, &script);
+}
+
+#[test]
+fn a_root_that_was_moved() {
+    let repo = repo();
+    let server = start(&repo, &[]);
+    let elsewhere = repo.outside().join("moved");
+    fs::rename(repo.path(""), &elsewhere).expect("moved");
+    let moved = |script: &str| {
+        let mut command = repo.worktx(&["run", "--", "sh", "-c", script]);
+        repo.finish(command.current_dir(&elsewhere))
+    };
+    moved("echo spoilt > a/0; exit 3").exits(10);
+    assert_eq!(fs::read_to_string(elsewhere.join("a/0")).expect("readable"), "a 0\n");
+    moved("echo better > a/0").exits(0);
+    fs::rename(&elsewhere, repo.path("")).expect("moved back");
+    let now = Looks::of(&server);
+    assert!(now.fell_back("root") >= 1, "{now:?}");
+    repo.run(&[], "true").exits(0);
+    assert_eq!(repo.status(), "");
+}
+
+#[test]
+fn rules_that_lie_outside_of_the_tree() {
+    let repo = repo();
+    let server = start(&repo, &[]);
+    repo.run(&[], "true").exits(0);
+    repo.write("c/note", "not committed\n");
+    fs::write(repo.git_dir().join("info/exclude"), "note\n").expect("written");
+    let (_, all, ran) = looks(&server, || repo.run(&[], "true").exits(0));
+    assert!(all >= 1, "other rules: all is looked at");
+    assert_eq!(ran.json()["changes"]["added"], 0);
+    fs::write(repo.git_dir().join("info/exclude"), "").expect("written");
+    repo.run(&[], "echo more >> c/note").exits(0);
+    assert_eq!(repo.git(&["ls-files", "c/note"]), "c/note");
+}
+
+#[test]
+fn a_mount_within_the_tree() {
+    let repo = repo();
+    repo.write("mnt/below", "below\n");
+    repo.git(&["add", "-A"]);
+    repo.git(&["commit", "-qm", "mnt"]);
+    let server = start(&repo, &[]);
+    repo.run(&[], "true").exits(0);
+    let at = repo.path("c/d");
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&at).output();
+    if !is_root() || !mounted.is_ok_and(|out| out.status.success()) {
+        println!("SKIPPED: needs root and the right to mount");
+        return;
+    }
+    let (_, all, ran) = looks(&server, || repo.run(&[], "true"));
+    let unmounted = std::process::Command::new("umount").arg(&at).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+    assert!(all >= 1, "what is hidden by a mount caused no event");
+    ran.exits(21);
+    repo.run(&[], "echo later > c/d/0").exits(0);
+    assert_eq!(repo.status(), "");
+}
+
+/// What cannot be read by its owner cannot be watched, and is looked at always.
+#[test]
+fn a_file_that_cannot_be_watched() {
+    let repo = repo();
+    let server = start(&repo, &[]);
+    repo.run(&[], "true").exits(0);
+    fs::set_permissions(repo.path("c/1"), fs::Permissions::from_mode(0o200)).expect("set");
+    repo.run(&[], "true");
+    fs::set_permissions(repo.path("c/1"), fs::Permissions::from_mode(0o644)).expect("set");
+    repo.run(&[], "true").exits(0);
+    fails_and_is_undone(&repo, "true");
+    drop(server);
+}
