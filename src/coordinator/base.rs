@@ -11,12 +11,11 @@ use super::rescue::pin_stop;
 use super::seal::signature;
 use super::session::Session;
 use super::{query, view, warm};
-use crate::base::hex::hex;
 use crate::git::attributes::CapturedAttributes;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::convert::AutoCrlf;
 use crate::git::gitconfig::Identity;
-use crate::git::index::{Index, IndexError};
+use crate::git::index::{Index, IndexError, Meaning};
 use crate::git::index_known;
 use crate::git::judge::{self, BaseFacts};
 use crate::git::manifest::child_path;
@@ -36,9 +35,16 @@ use super::begin::Begin;
 pub(super) struct Base {
     pub(super) facts: BaseFacts,
     pub(super) baseline: Baseline,
-    pub(super) index_bytes: Option<Vec<u8>>,
-    pub(super) index_digest: Option<index_known::IndexDigest>,
-    pub(super) index_meaning: String,
+    pub(super) index: FoundIndex,
+}
+
+/// The index at open.
+pub(super) struct FoundIndex {
+    /// Of its bytes; `None` where there is no file.
+    pub(super) digest: Option<index_known::IndexDigest>,
+    pub(super) meaning: Meaning,
+    /// The base's tree says all that it means.
+    pub(super) is_plain: bool,
 }
 
 impl Begin<'_> {
@@ -76,49 +82,14 @@ impl Begin<'_> {
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
         self.author(&facts)?;
 
-        let (index_bytes, index_digest) = index_known::read(session.workspace.git_dir())?.unzip();
-        let index = match &index_bytes {
-            None => Ok(Index::empty()),
-            Some(bytes) => Index::parse(bytes),
-        };
-        let index = index.map_err(|error| match error {
-            IndexError::Split => refused(vec![Refusal::SplitIndex]),
-            IndexError::Sparse => refused(vec![Refusal::SparseIndex]),
-            other => refused(vec![Refusal::Damaged { why: chain(&other) }]),
-        })?;
-        let conflicts = index.conflicts();
-        if !conflicts.is_empty() {
-            return Err(refused(vec![Refusal::ConflictedIndex { paths: conflicts }]));
-        }
-        let meaning = index.meaning();
-        if let Some(digest) = index_digest {
-            index_known::remember(digest, meaning);
-        }
-        let staged = if session.place.index_agrees(&meaning, facts.tree) {
-            Vec::new()
-        } else {
-            index
-                .differs_from_tree(&session.store, facts.tree)
-                .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?
-        };
         let mut refusals = Vec::new();
-        if staged.is_empty() {
-            session.place.note_index_agrees(&meaning, facts.tree);
-        } else {
-            let paths = staged.into_iter().map(|(path, _)| path).collect();
-            refusals.push(Refusal::StagedChanges { paths });
-        }
-        let submodules = submodules(&session.store, facts.tree, &index)?;
-        if !submodules.is_empty() {
-            refusals.push(Refusal::Submodules { paths: submodules });
-        }
+        let index = judge_index(session, facts.tree, &mut refusals)?;
         let baseline = self.establish(session, &facts)?;
         refusals.extend(self.judge_baseline(&baseline));
         if !refusals.is_empty() {
             return Err(refused(refusals));
         }
-        let index_meaning = hex(&meaning.0);
-        Ok(Base { facts, baseline, index_bytes, index_digest, index_meaning })
+        Ok(Base { facts, baseline, index })
     }
 
     fn establish(&self, session: &mut Session, facts: &BaseFacts) -> Result<Baseline, Failure> {
@@ -276,6 +247,61 @@ pub(super) fn base_pin(session: &Session, base: &Base, author: &Identity) -> Res
     pack.finish().map_err(Failure::other("pinning the stash"))?;
     session.store.refresh();
     Ok(id)
+}
+
+/// Looks at the index, which has to have what the base's tree has; one that was found so before is
+/// not read again.
+fn judge_index(
+    session: &Session,
+    tree: Oid,
+    refusals: &mut Vec<Refusal>,
+) -> Result<FoundIndex, Failure> {
+    let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
+    let git_dir = session.workspace.git_dir();
+    let noted = session.place.noted_index().filter(|noted| noted.tree == tree);
+    if let Some(noted) = noted
+        && index_known::is_noted(git_dir, &noted)?
+    {
+        let (digest, meaning, is_plain) = (Some(noted.digest), noted.meaning, noted.is_plain);
+        return Ok(FoundIndex { digest, meaning, is_plain });
+    }
+    let (bytes, digest) = index_known::read(git_dir)?.unzip();
+    let index = match &bytes {
+        None => Ok(Index::empty()),
+        Some(bytes) => Index::parse(bytes),
+    };
+    let index = index.map_err(|error| match error {
+        IndexError::Split => refused(vec![Refusal::SplitIndex]),
+        IndexError::Sparse => refused(vec![Refusal::SparseIndex]),
+        other => refused(vec![Refusal::Damaged { why: chain(&other) }]),
+    })?;
+    let conflicts = index.conflicts();
+    if !conflicts.is_empty() {
+        return Err(refused(vec![Refusal::ConflictedIndex { paths: conflicts }]));
+    }
+    let (meaning, is_plain) = (index.meaning(), index.is_plain());
+    if let Some(digest) = digest {
+        index_known::remember(digest, meaning);
+    }
+    let staged = index
+        .differs_from_tree(&session.store, tree)
+        .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?;
+    let submodules = submodules(&session.store, tree, &index)?;
+    if staged.is_empty()
+        && submodules.is_empty()
+        && let Some(noted) =
+            digest.and_then(|d| index_known::to_note(git_dir, d, meaning, tree, is_plain))
+    {
+        session.place.note_index(&noted);
+    }
+    if !staged.is_empty() {
+        let paths = staged.into_iter().map(|(path, _)| path).collect();
+        refusals.push(Refusal::StagedChanges { paths });
+    }
+    if !submodules.is_empty() {
+        refusals.push(Refusal::Submodules { paths: submodules });
+    }
+    Ok(FoundIndex { digest, meaning, is_plain })
 }
 
 /// The submodules of a base: links to commits, and a list of them. Where nothing is staged, the

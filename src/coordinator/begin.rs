@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::base::{Base, base_pin};
+use super::baseindex;
 use super::context::{Context, Invocation};
 use super::drive::{Driver, Live, chain};
 use super::error::Failure;
@@ -338,10 +339,11 @@ impl Begin<'_> {
             .map_err(Failure::other("reading the git directory"))?;
         let guarded = gitdir::to_bytes(&guarded)?;
         let mut kept = vec![(gitdir::NAME, guarded.as_slice())];
-        kept.extend(base.index_bytes.as_deref().map(|bytes| ("index.base", bytes)));
+        let index = baseindex::keep(session.workspace.git_dir(), &base.index, &folder)?;
+        kept.extend(index.as_deref().map(|bytes| (baseindex::NAME, bytes)));
         durable::write_files(&folder, &kept, PRIVATE_FILE)
             .map_err(Failure::io("keeping the index and the git directory's files"))?;
-        let index_digest = base.index_digest.map(|digest| hex(&digest));
+        let index_digest = base.index.digest.map(|digest| hex(&digest));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = self.author(&base.facts)?;
         let base_pin = base_pin(session, &base, &author)?;
@@ -369,7 +371,7 @@ impl Begin<'_> {
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect(),
             log,
-            index_meaning: base.index_meaning.clone(),
+            index_meaning: hex(&base.index.meaning.0),
             index_digest,
             temporary,
             claim_token: self.request.claim_token.clone(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::baseindex::{self, NewIndex};
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::seal::signature;
@@ -198,8 +199,9 @@ impl Driver<'_> {
         }
         let new = current.with_changes(&changes, base.as_ref());
         let (bytes, meaning) = (new.to_bytes(), new.meaning());
-        index_known::remember(index_known::digest(&bytes), meaning);
-        self.live.new_index = Some(meaning);
+        let (digest, trailer) = (index_known::digest(&bytes), index_known::trailer(&bytes));
+        index_known::remember(digest, meaning);
+        self.live.new_index = Some(NewIndex { digest, trailer, meaning, is_plain: new.is_plain() });
         Ok(Some(bytes))
     }
 
@@ -207,9 +209,7 @@ impl Driver<'_> {
         if self.spec.index_digest.is_none() {
             return Ok(None);
         }
-        let path = self.session.place.attempt(&self.key).join("index.base");
-        let bytes = std::fs::read(path)
-            .map_err(|error| Stop::damaged(format!("the saved index cannot be read: {error}")))?;
+        let bytes = baseindex::saved(self.session, &self.key, &self.spec)?;
         Index::parse(&bytes).map(Some).map_err(|error| Stop::damaged(chain(&error)))
     }
 
@@ -362,8 +362,13 @@ impl Driver<'_> {
         fault::point(Point::CommittedRecorded);
         let seal = self.sealed()?;
         let _won: Won = self.won(&seal)?;
-        if let Some(meaning) = self.live.new_index {
-            self.session.place.note_index_agrees(&meaning, seal.tree);
+        if let Some(NewIndex { digest, trailer, meaning, is_plain }) = self.live.new_index {
+            let git_dir = self.session.workspace.git_dir();
+            index_known::placed(git_dir, digest, trailer);
+            if let Some(noted) = index_known::to_note(git_dir, digest, meaning, seal.tree, is_plain)
+            {
+                self.session.place.note_index(&noted);
+            }
         }
         let entries = self.sealed_view()?.file.entries.clone();
         self.remember(entries, seal.tree)?;

@@ -92,8 +92,8 @@ pub struct Live {
     pub won: Option<crate::tx::verdict::Won>,
     /// Whether promotion gives the index another meaning.
     pub index_changes: Option<bool>,
-    /// What the index means that promotion puts in place; it agrees with the candidate's tree.
-    pub new_index: Option<crate::git::index::Meaning>,
+    /// The index that promotion puts in place; it agrees with the candidate's tree.
+    pub new_index: Option<super::baseindex::NewIndex>,
     /// git's locks, held across the gate.
     pub held: Option<crate::git::locks::HeldLocks>,
     /// Where the time goes.

@@ -5,7 +5,7 @@
 //! <common git directory>/worktx/            the state directory, unless it is set elsewhere
 //!     ledger.db                             journal and embedded execution ledger
 //!     manifest/<workspace>.db               what was known of each work tree, a cache with proof
-//!     manifest/<workspace>.index            a note: which tree the index agrees with
+//!     manifest/<workspace>.index            a note: how the index looked that agreed with a tree
 //!     serve.sock, watch-<workspace>.sock    a server's: for its clients, and for drivers
 //!     ledger.db.in-order                    a note: how the ledger looked that was in order
 //!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome, output,
@@ -24,10 +24,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::base::hex::hex;
 use crate::base::{durable, note};
-use crate::git::index::Meaning;
-use crate::tx::id::{AttemptKey, Oid};
+use crate::git::index_known::Noted;
+use crate::tx::id::AttemptKey;
 
 /// The mode of every directory of the state: nobody else's business.
 pub const PRIVATE_DIR: u32 = 0o700;
@@ -143,17 +142,15 @@ impl Place {
         self.state.join("manifest").join(format!("{}.db", self.workspace_id))
     }
 
-    /// Whether it was found before that an index of this meaning has what a tree has.
-    pub fn index_agrees(&self, meaning: &Meaning, tree: Oid) -> bool {
-        note::read(&self.index_note()).is_some_and(|said| said == agreement(meaning, tree))
+    /// What was noted of the index.
+    pub fn noted_index(&self) -> Option<Noted> {
+        serde_json::from_str(&note::read(&self.index_note())?).ok()
     }
 
-    /// Notes that an index of this meaning has what a tree has.
-    pub fn note_index_agrees(&self, meaning: &Meaning, tree: Oid) {
-        if self.index_agrees(meaning, tree) {
-            return;
-        }
-        if let Err(error) = note::write(&self.index_note(), &agreement(meaning, tree)) {
+    /// Notes what is known of the index.
+    pub fn note_index(&self, noted: &Noted) {
+        let said = serde_json::to_string(noted).map_err(std::io::Error::other);
+        if let Err(error) = said.and_then(|said| note::write(&self.index_note(), &said)) {
             tracing::debug!(%error, "no note could be made of the index");
         }
     }
@@ -176,10 +173,6 @@ impl Place {
     pub fn prepared(&self, key: &AttemptKey) -> PathBuf {
         self.local.join("prepared").join(format!("{}-{}", key.execution, key.attempt))
     }
-}
-
-fn agreement(meaning: &Meaning, tree: Oid) -> String {
-    format!("{} {tree}", hex(&meaning.0))
 }
 
 /// The folder at the work-tree root in which new files are made and old ones wait.

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::json;
 
+use super::baseindex;
 use super::drive::{Driver, Stop};
 use super::error::Failure;
 use super::outcome::Outcome;
@@ -247,16 +248,7 @@ impl Driver<'_> {
         }
         let saved = match &self.spec.index_digest {
             None => None,
-            Some(digest) => {
-                let path = self.session.place.attempt(&self.key).join("index.base");
-                let bytes = std::fs::read(&path).map_err(|error| {
-                    Stop::damaged(format!("the saved index cannot be read: {error}"))
-                })?;
-                if hex(&index_known::digest(&bytes)) != *digest {
-                    return Err(Stop::damaged("the saved index is not what was saved"));
-                }
-                Some(bytes)
-            }
+            Some(_) => Some(baseindex::saved(self.session, &self.key, &self.spec)?),
         };
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
         index::restore(&target, saved.as_deref(), self.bound()).map_err(|error| {

@@ -290,6 +290,21 @@ impl Index {
         paths
     }
 
+    /// Whether nothing in it has a flag or a stage, so that a tree says all that it means.
+    pub fn is_plain(&self) -> bool {
+        self.entries.iter().all(|raw| raw.stage() == 0 && raw.flags() == Flags::default())
+    }
+
+    /// The index that a tree says, without what `stat` tells of any file.
+    pub fn of_tree(store: &Store, tree: Oid) -> Result<Self, IndexError> {
+        let mut changes = Vec::new();
+        for item in store.tree_walk(tree) {
+            let (path, mode, id) = item?;
+            changes.push(IndexChange { path, to: Some((mode, id, None)) });
+        }
+        Ok(Self::empty().with_changes(&changes, None))
+    }
+
     /// What it means, as one value.
     pub fn meaning(&self) -> Meaning {
         let mut hash = Sha256::new();

@@ -551,7 +551,7 @@ mod tests {
             root: Some(RootId { device: 1, inode: u64::MAX, mount: 3 }),
         };
         let rules = IgnoredRules::from([(b"a".to_vec(), b"*".to_vec())]);
-        let meta = manifest.apply(changes, Some(&rules), described).expect("applied");
+        manifest.apply(changes, Some(&rules), described).expect("applied");
         manifest
     }
 

@@ -654,3 +654,30 @@ fn attack_09_a_ref_in_the_place_of_a_pin() {
     trap.lab.laws();
     trap.run(&["--execution-id", "job"], "echo x > x").exits(0);
 }
+
+/// The index that is kept for the way back is another name of the same file: who writes into it in
+/// place spoils both.
+#[test]
+fn an_index_that_is_written_into_in_place() {
+    let repo = Repo::new();
+    for (number, in_place) in [
+        "printf spoilt > .git/index",
+        "git rm -q --cached README.md; cp .git/index i; git reset -q; cat i > .git/index; rm i",
+        "dd if=/dev/zero of=.git/index bs=1 seek=40 count=4 conv=notrunc 2>/dev/null",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // An index of its own for each.
+        repo.run(&[], &format!("echo {number} > round")).exits(0);
+        let before = repo.git(&["ls-files", "-s"]);
+        repo.run(&[], &format!("echo bad > new; {in_place}; exit 3")).exits(10);
+        assert_eq!(repo.git(&["ls-files", "-s"]), before, "{in_place}");
+        assert_eq!(repo.status(), "", "{in_place}");
+    }
+    // What a tree does not say is kept as a copy.
+    repo.git(&["update-index", "--assume-unchanged", "round"]);
+    repo.run(&[], "printf spoilt > .git/index; exit 3").exits(10);
+    assert_eq!(repo.git(&["ls-files", "-v", "round"]), "h round");
+    repo.fsck();
+}
