@@ -18,11 +18,9 @@ use crate::git::gitconfig::Identity;
 use crate::git::index::{Index, IndexError, Meaning};
 use crate::git::index_known;
 use crate::git::judge::{self, BaseFacts};
-use crate::git::manifest::child_path;
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::refusal::Refusal;
-use crate::git::row::Packed;
 use crate::tx::entry::{Found, GIT_LINK};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -189,15 +187,10 @@ pub(super) fn base_pin(session: &Session, base: &Base, author: &Identity) -> Res
         .iter()
         .map(|(path, entry)| (path.clone(), Found { kind: entry.kind, stat: entry.stat }))
         .collect();
-    for (dir, row) in base.baseline.snapshot.rows() {
-        for child in row.iter().filter(Packed::is_tracked) {
-            let entry = child.entry();
-            if entry.tracked.is_some_and(|tracked| tracked.blob != entry.raw)
-                && entry.kind.has_bytes()
-            {
-                let found = Found { kind: entry.kind, stat: entry.stat };
-                additions.push((child_path(dir, child.name), found));
-            }
+    for (path, child) in base.baseline.snapshot.notable() {
+        if child.has_own_blob() && child.kind().has_bytes() {
+            let found = Found { kind: child.kind(), stat: child.stat() };
+            additions.push((path.clone(), found));
         }
     }
     let mut stash = session.refs.stash_entries()?;

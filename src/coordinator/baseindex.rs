@@ -18,9 +18,10 @@ use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::hex::hex;
-use crate::git::index::{Index, Meaning};
+use crate::git::index::{Index, IndexError, Meaning};
 use crate::git::index_known::{self, IndexDigest, Trailer};
-use crate::tx::id::AttemptKey;
+use crate::git::index_splice;
+use crate::tx::id::{AttemptKey, Oid};
 
 /// The name in the attempt's folder.
 pub(super) const NAME: &str = "index.base";
@@ -38,37 +39,79 @@ pub struct NewIndex {
     pub is_plain: bool,
 }
 
-/// Keeps the index in the attempt's folder, which the caller syncs; or gives the bytes that are to be
-/// written there, where a second name will not do.
-pub(super) fn keep(
-    git_dir: &Path,
-    found: &FoundIndex,
-    folder: &Path,
-) -> Result<Option<Vec<u8>>, Failure> {
-    let Some(digest) = found.digest else { return Ok(None) };
-    if found.is_plain {
-        match link(git_dir, folder) {
-            Ok(()) if index_known::digest_now(git_dir)? == Some(digest) => return Ok(None),
-            // Another file system, one without second names, or not ours to link.
-            Ok(()) => {}
-            Err(error) => tracing::debug!(%error, "the index is copied"),
-        }
-    }
-    match index_known::read(git_dir)? {
-        Some((bytes, now)) if now == digest => Ok(Some(bytes)),
-        _ => Err(Failure::impossible("the index changed while the attempt began", "run it again")),
+impl NewIndex {
+    /// What is to be known of the bytes.
+    pub(super) fn of(bytes: &[u8]) -> Result<Self, IndexError> {
+        let (digest, trailer) = (index_known::digest(bytes), index_known::trailer(bytes));
+        let (meaning, is_plain) = if let Some(meaning) = index_splice::meaning(bytes) {
+            (meaning, true)
+        } else {
+            let index = Index::parse(bytes)?;
+            (index.meaning(), index.is_plain())
+        };
+        Ok(Self { digest, trailer, meaning, is_plain })
     }
 }
 
-fn link(git_dir: &Path, folder: &Path) -> io::Result<()> {
+/// How the index is kept.
+pub(super) struct Kept {
+    /// Of its bytes; `None` where there is no index.
+    pub(super) digest: Option<IndexDigest>,
+    /// What is to be written into the attempt's folder; `None` where a second name keeps it.
+    pub(super) copy: Option<Vec<u8>>,
+}
+
+/// Keeps the index that was found, by a second name in the attempt's folder, which the caller syncs,
+/// or as a copy. Others may have written it anew meanwhile, as `git status` does; what somebody staged
+/// meanwhile is not of the base.
+pub(super) fn keep(
+    session: &Session,
+    base_tree: Oid,
+    found: &FoundIndex,
+    folder: &Path,
+) -> Result<Kept, Failure> {
+    let Some(judged) = found.digest else { return Ok(Kept { digest: None, copy: None }) };
+    let git_dir = session.workspace.git_dir();
+    if found.is_plain {
+        match link(git_dir, folder) {
+            Ok(file) if index_known::digest_of(&file).is_ok_and(|now| now == Some(judged)) => {
+                return Ok(Kept { digest: Some(judged), copy: None });
+            }
+            Ok(_) => {}
+            // Another file system, one without second names, or not ours to link.
+            Err(error) => tracing::debug!(%error, "the index is copied"),
+        }
+    }
+    let now = index_known::read(git_dir)?;
+    let bytes = match now {
+        Some((bytes, digest))
+            if digest == judged
+                || index_known::meaning_of(&bytes).is_ok_and(|now| now == found.meaning) =>
+        {
+            bytes
+        }
+        _ if found.is_plain => Index::from_tree(&session.store, base_tree, |_, _| None)
+            .map_err(Failure::other("reading the base's tree"))?
+            .to_bytes(),
+        _ => {
+            let what = "something was staged while the attempt began";
+            return Err(Failure::impossible(what, "git status"));
+        }
+    };
+    Ok(Kept { digest: Some(index_known::digest(&bytes)), copy: Some(bytes) })
+}
+
+fn link(git_dir: &Path, folder: &Path) -> io::Result<File> {
     let to = folder.join(NAME);
     match std::fs::remove_file(&to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     std::fs::hard_link(git_dir.join("index"), &to)?;
+    let file = File::open(to)?;
     // git does not sync it.
-    File::open(to)?.sync_all()
+    file.sync_all()?;
+    Ok(file)
 }
 
 /// The bytes of the index that was kept; or as good as these.
@@ -86,7 +129,7 @@ pub(super) fn saved(
         Err(error) => format!("the saved index cannot be read: {error}"),
     };
     tracing::warn!(why, "the index is made anew");
-    let made = Index::of_tree(&session.store, spec.base_tree)
+    let made = Index::from_tree(&session.store, spec.base_tree, |_, _| None)
         .map_err(|error| Stop::damaged(format!("{why}: {}", chain(&error))))?;
     if hex(&made.meaning().0) != spec.index_meaning {
         return Err(Stop::damaged(why));

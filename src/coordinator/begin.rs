@@ -146,7 +146,7 @@ pub fn warm_up(context: &Context) -> Result<(), Failure> {
         watcher: None,
     };
     let mut session = Session::open(context.workspace.clone(), context.place.clone(), "warm-up")?;
-    session.warmth = RefCell::new(Warmth::connect(&session.place));
+    session.warmth = RefCell::new(Warmth::connect_patiently(&session.place));
     let git_env = context.git_env();
     let loaded = context.user.clone();
     let (program, laps) = (PathBuf::new(), Laps::default());
@@ -339,11 +339,11 @@ impl Begin<'_> {
             .map_err(Failure::other("reading the git directory"))?;
         let guarded = gitdir::to_bytes(&guarded)?;
         let mut kept = vec![(gitdir::NAME, guarded.as_slice())];
-        let index = baseindex::keep(session.workspace.git_dir(), &base.index, &folder)?;
-        kept.extend(index.as_deref().map(|bytes| (baseindex::NAME, bytes)));
+        let index = baseindex::keep(session, base.facts.tree, &base.index, &folder)?;
+        kept.extend(index.copy.as_deref().map(|bytes| (baseindex::NAME, bytes)));
         durable::write_files(&folder, &kept, PRIVATE_FILE)
             .map_err(Failure::io("keeping the index and the git directory's files"))?;
-        let index_digest = base.index.digest.map(|digest| hex(&digest));
+        let index_digest = index.digest.map(|digest| hex(&digest));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = self.author(&base.facts)?;
         let base_pin = base_pin(session, &base, &author)?;

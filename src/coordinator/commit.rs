@@ -20,11 +20,12 @@ use super::validate::difference_stop;
 use crate::base::fault::{self, Point};
 use crate::base::hex::hex;
 use crate::gate::{Answer, EmbeddedGate};
-use crate::git::index::{self, Index, IndexChange};
-use crate::git::index_known;
+use crate::git::index::{self, Index, IndexChange, IndexError};
 use crate::git::judge;
 use crate::git::locks;
 use crate::git::promote::{self, Move};
+use crate::git::store::Held;
+use crate::git::{index_known, index_splice};
 use crate::journal::{Change as LedgerChange, LedgerError};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::Change;
@@ -38,6 +39,13 @@ use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
 /// cancel may take to be acted on.
 const A_REBASE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// An index of so many bytes is worth a second thread.
+const LARGE: usize = 256 << 10;
+
+fn parsed(bytes: Option<&[u8]>) -> Result<Index, IndexError> {
+    bytes.map_or_else(|| Ok(Index::empty()), Index::parse)
+}
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
     Stop::Quarantine(QuarantineReason::PromoteBlocked { why: chain(error) })
@@ -117,8 +125,31 @@ impl Driver<'_> {
         self.meet_drift(seal)?;
         let new_index = self.new_index(seal)?;
         self.live.index_changes = Some(new_index.is_some());
-        promote::prepare(held, seal.sealed_head, seal.candidate, new_index.as_deref())
-            .map_err(|error| Stop::seal_blocked(&error))?;
+        // What is known of the bytes is found out while they are written.
+        let prepare = || {
+            let bytes = new_index.as_deref();
+            promote::prepare(held, seal.sealed_head, seal.candidate, bytes)
+                .map_err(|error| Stop::seal_blocked(&error))
+        };
+        let Some(bytes) = new_index.as_deref() else { return prepare() };
+        let (prepared, known) = if bytes.len() < LARGE {
+            (prepare(), NewIndex::of(bytes))
+        } else {
+            std::thread::scope(|scope| {
+                let hashing = scope.spawn(|| NewIndex::of(bytes));
+                let prepared = prepare();
+                let known = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                (prepared, known)
+            })
+        };
+        prepared?;
+        let known = known.map_err(|error| Stop::damaged(chain(&error)))?;
+        index_known::remember(known.digest, known.meaning);
+        if let Ok(Some(file)) = target.pending_file(locks::Guarded::Index) {
+            let git_dir = self.session.workspace.git_dir();
+            index_known::written(git_dir, &file, known.digest, known.trailer);
+        }
+        self.live.new_index = Some(known);
         Ok(())
     }
 
@@ -168,41 +199,51 @@ impl Driver<'_> {
         if same_as_base && seal.tree == self.spec.base_tree {
             return Ok(None);
         }
-        let current = match &index::load(git_dir)? {
-            Some(bytes) => Index::parse(bytes).map_err(|e| unreadable(&e))?,
-            None => Index::empty(),
-        };
-        let wanted: Vec<_> = if same_as_base {
+        let old = index::load(git_dir)?;
+        if same_as_base {
             // The index is the base's, so the trees tell what differs.
-            self.session
-                .store
-                .diff_trees(self.spec.base_tree, seal.tree)?
-                .into_iter()
-                .map(|(path, _, after)| (path, after))
-                .collect()
-        } else {
-            current.differs_from_tree(&self.session.store, seal.tree).map_err(|e| unreadable(&e))?
-        };
-        let base = if same_as_base { None } else { self.base_index()? };
-        let view = self.sealed_view()?;
-        let changes: Vec<IndexChange> = wanted
-            .into_iter()
-            .map(|(path, held)| {
-                // After a crash git shall compare the bytes: see `sealed_view`.
-                let stat = view.snapshot.get(&path).map(|entry| entry.stat);
-                let stat = stat.filter(|_| !view.of_earlier);
-                IndexChange { to: held.map(|(mode, id)| (mode, id, stat)), path }
-            })
-            .collect();
-        if changes.is_empty() && same_as_base {
-            return Ok(None);
+            let wanted = self.session.store.diff_trees(self.spec.base_tree, seal.tree)?;
+            let wanted = wanted.into_iter().map(|(path, _, after)| (path, after)).collect();
+            let changes = self.index_changes(wanted)?;
+            if changes.is_empty() {
+                return Ok(None);
+            }
+            if let Some(old) = old.as_deref().filter(|old| old.len() >= LARGE) {
+                let (is_whole, spliced) = std::thread::scope(|scope| {
+                    let checking = scope.spawn(|| index_splice::is_whole(old));
+                    let spliced = index_splice::splice(old, &changes);
+                    let is_whole =
+                        checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    (is_whole, spliced)
+                });
+                if let Some(spliced) = spliced.filter(|_| is_whole) {
+                    return Ok(Some(spliced));
+                }
+            }
+            let current = parsed(old.as_deref()).map_err(|e| unreadable(&e))?;
+            return Ok(Some(current.with_changes(&changes, None).to_bytes()));
         }
-        let new = current.with_changes(&changes, base.as_ref());
-        let (bytes, meaning) = (new.to_bytes(), new.meaning());
-        let (digest, trailer) = (index_known::digest(&bytes), index_known::trailer(&bytes));
-        index_known::remember(digest, meaning);
-        self.live.new_index = Some(NewIndex { digest, trailer, meaning, is_plain: new.is_plain() });
-        Ok(Some(bytes))
+        let current = parsed(old.as_deref()).map_err(|e| unreadable(&e))?;
+        let wanted = current
+            .differs_from_tree(&self.session.store, seal.tree)
+            .map_err(|e| unreadable(&e))?;
+        let base = self.base_index()?;
+        let changes = self.index_changes(wanted)?;
+        Ok(Some(current.with_changes(&changes, base.as_ref()).to_bytes()))
+    }
+
+    fn index_changes(
+        &mut self,
+        wanted: Vec<(RepoPath, Option<Held>)>,
+    ) -> Result<Vec<IndexChange>, Stop> {
+        let view = self.sealed_view()?;
+        let change = |(path, held): (RepoPath, Option<Held>)| {
+            // After a crash git shall compare the bytes: see `sealed_view`.
+            let stat = view.snapshot.get(&path).map(|entry| entry.stat);
+            let stat = stat.filter(|_| !view.of_earlier);
+            IndexChange { to: held.map(|(mode, id)| (mode, id, stat)), path }
+        };
+        Ok(wanted.into_iter().map(change).collect())
     }
 
     fn base_index(&self) -> Result<Option<Index>, Stop> {

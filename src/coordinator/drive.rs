@@ -19,7 +19,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use super::view::SealView;
 use crate::gate::EmbeddedGate;
-use crate::git::manifest::Snapshot;
+use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
 use crate::process::{self, Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;

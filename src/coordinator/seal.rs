@@ -301,7 +301,7 @@ impl Driver<'_> {
     /// The turn's own commits pass the same policies, each of them.
     fn judge_commits(
         &self,
-        snapshot: &crate::git::manifest::Snapshot,
+        snapshot: &crate::git::snapshot::Snapshot,
         base_rules: &crate::git::rules::BaseRules,
         tip: Oid,
         verdicts: &mut Verdicts<'_>,
@@ -340,7 +340,7 @@ impl Driver<'_> {
     /// and unchanged, or ignored: they stand on disk and are in no change.
     fn forced_paths(
         &self,
-        snapshot: &crate::git::manifest::Snapshot,
+        snapshot: &crate::git::snapshot::Snapshot,
         turn_index: &TurnIndex,
         tip: Oid,
         scan: &scan::Scan,
@@ -498,7 +498,7 @@ impl Driver<'_> {
     /// and stay on disk.
     fn leave_out(
         &self,
-        snapshot: &crate::git::manifest::Snapshot,
+        snapshot: &crate::git::snapshot::Snapshot,
         turn_index: &TurnIndex,
         made: &mut Made,
     ) -> Result<(), Stop> {

@@ -187,10 +187,19 @@ pub struct Warmth(Option<BufReader<UnixStream>>);
 impl Warmth {
     /// Finds the server of a work tree, if one watches it.
     pub fn connect(place: &Place) -> Self {
+        Self::connect_for(place, PATIENCE)
+    }
+
+    /// As [`Warmth::connect`], for who waits until the watch of a large tree has begun.
+    pub fn connect_patiently(place: &Place) -> Self {
+        Self::connect_for(place, BEGINNING)
+    }
+
+    fn connect_for(place: &Place, patience: Duration) -> Self {
         let opened = std::fs::File::open(&place.state).and_then(|handle| {
             let stream = UnixStream::connect(reachable(&place.state, &handle, &socket(place)))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))?;
             Ok(stream)
         });
         Self(opened.ok().map(BufReader::new))
@@ -228,12 +237,7 @@ impl Warmth {
 
     /// Waits until a watch that was about to begin has begun.
     pub fn wait_for_begin(&mut self) {
-        let Some(stream) = &self.0 else { return };
-        let _ = stream.get_ref().set_read_timeout(Some(BEGINNING));
-        let heard = self.say(&Said::Begin).and_then(|()| self.hear());
-        if let (Some(stream), Some(_)) = (&self.0, heard) {
-            let _ = stream.get_ref().set_read_timeout(Some(PATIENCE));
-        }
+        self.say(&Said::Begin).and_then(|()| self.hear());
     }
 
     /// Whether a server is there.

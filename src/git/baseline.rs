@@ -20,10 +20,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attributes::{Attributes, CapturedAttributes, Unsupported};
 use super::convert::{AutoCrlf, Conversions};
-use super::manifest::{Described, Manifest, ManifestError, Snapshot};
+use super::manifest::{Described, Manifest, ManifestError};
 use super::root::{Root, RootError};
 use super::rules::{Rules, RulesError};
 use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan};
+use super::snapshot::Snapshot;
 use super::store::{Store, StoreError};
 use super::touched::Touched;
 use crate::tx::entry::{
@@ -99,8 +100,6 @@ pub struct Baseline {
     /// Whether a watch of what the manifest has sees all that the next look depends on. No where a
     /// `.gitattributes` is ignored itself.
     pub can_be_watched: bool,
-    /// How many paths the base has, directories included.
-    pub entries: u64,
     /// The base in memory.
     pub snapshot: Snapshot,
 }
@@ -149,7 +148,7 @@ pub fn establish(
     manifest: &mut Manifest,
     request: &BaselineRequest<'_>,
 ) -> Result<Baseline, BaselineError> {
-    let old = manifest.load()?;
+    let old = if request.only.is_some() { manifest.load_by_lookup()? } else { manifest.load()? };
     let mut baseline = Baseline::default();
     let mut updates = BTreeMap::new();
     let mut current = old.clone();
@@ -408,39 +407,25 @@ fn read_stable(root: &Root, change: &Change) -> Result<Read, BaselineError> {
 }
 
 fn classify(baseline: &mut Baseline, current: &Snapshot, conversions: &mut Conversions) {
-    let may_refuse = conversions.attributes().may_refuse();
-    let mut files = Vec::new();
-    for (dir, row) in current.rows() {
-        baseline.entries += row.len() as u64;
-        for child in row.iter() {
-            let path = || super::manifest::child_path(dir, child.name);
-            match child.kind() {
-                Kind::File | Kind::Symlink => {
-                    if !child.is_tracked() {
-                        baseline.untracked_bytes += child.stat().size;
-                        baseline.untracked.push((path(), child.entry()));
-                    }
-                    if may_refuse && child.kind() == Kind::File {
-                        files.push(path());
-                    }
-                }
-                Kind::Directory => {}
-                Kind::Fifo | Kind::Socket | Kind::Device => baseline.special.push(path()),
-                Kind::NestedRepository => baseline.nested.push(path()),
-                Kind::Mount => baseline.mounts.push(path()),
+    for (path, child) in current.notable() {
+        let path = path.clone();
+        match child.kind() {
+            Kind::File | Kind::Symlink if !child.is_tracked() => {
+                baseline.untracked_bytes += child.stat().size;
+                baseline.untracked.push((path, child.entry()));
             }
+            Kind::File | Kind::Symlink | Kind::Directory => {}
+            Kind::Fifo | Kind::Socket | Kind::Device => baseline.special.push(path),
+            Kind::NestedRepository => baseline.nested.push(path),
+            Kind::Mount => baseline.mounts.push(path),
         }
     }
-    baseline.unsupported = conversions.attributes().unsupported(&files);
-    baseline.untracked.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    for list in [
-        &mut baseline.special,
-        &mut baseline.nested,
-        &mut baseline.mounts,
-        &mut baseline.submodules,
-        &mut baseline.modified,
-    ] {
-        list.sort_unstable();
+    if conversions.attributes().may_refuse() {
+        let files = current.iter().filter(|(_, child)| child.kind() == Kind::File);
+        let files: Vec<_> = files.map(|(path, _)| path).collect();
+        baseline.unsupported = conversions.attributes().unsupported(&files);
     }
+    baseline.submodules.sort_unstable();
+    baseline.modified.sort_unstable();
     baseline.unsupported.sort_unstable_by(|a, b| a.0.cmp(&b.0));
 }

@@ -31,13 +31,13 @@ use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 
 const ASSUME_VALID: u16 = 0x8000;
-const EXTENDED: u16 = 0x4000;
+pub(super) const EXTENDED: u16 = 0x4000;
 const STAGE_SHIFT: u16 = 12;
-const NAME_MASK: u16 = 0x0fff;
+pub(super) const NAME_MASK: u16 = 0x0fff;
 const SKIP_WORKTREE: u16 = 0x4000;
 const INTENT_TO_ADD: u16 = 0x2000;
 /// Bytes of an entry before its flags: ten words of `stat`, and the id.
-const FIXED: usize = 60;
+pub(super) const FIXED: usize = 60;
 
 /// An index could not be read or put in place.
 #[derive(Debug, thiserror::Error)]
@@ -293,16 +293,6 @@ impl Index {
     /// Whether nothing in it has a flag or a stage, so that a tree says all that it means.
     pub fn is_plain(&self) -> bool {
         self.entries.iter().all(|raw| raw.stage() == 0 && raw.flags() == Flags::default())
-    }
-
-    /// The index that a tree says, without what `stat` tells of any file.
-    pub fn of_tree(store: &Store, tree: Oid) -> Result<Self, IndexError> {
-        let mut changes = Vec::new();
-        for item in store.tree_walk(tree) {
-            let (path, mode, id) = item?;
-            changes.push(IndexChange { path, to: Some((mode, id, None)) });
-        }
-        Ok(Self::empty().with_changes(&changes, None))
     }
 
     /// What it means, as one value.

@@ -136,6 +136,22 @@ fn look_now(git_dir: &Path) -> Result<Option<Seen>, DirError> {
     Ok(look(&file).ok())
 }
 
+/// Lets this module know that a file, which is to become the index, was just written with bytes of
+/// this digest and trailer.
+pub fn written(git_dir: &Path, file: &File, digest: IndexDigest, trailer: Trailer) {
+    if let Ok(seen) = look(file)
+        && seen.trailer == trailer
+    {
+        see(git_dir, Seen { stat_is_proof: false, ..seen }, digest);
+    }
+}
+
+/// What an index file by another name means, if it is one that was read or written; it is not read
+/// here.
+pub fn meaning_known(file: &File) -> std::io::Result<Option<Meaning>> {
+    Ok(digest_of(file)?.and_then(|digest| known_meaning(&digest)))
+}
+
 /// Lets this module know that bytes with a digest and a trailer were just put in place of the index.
 pub fn placed(git_dir: &Path, digest: IndexDigest, trailer: Trailer) {
     if let Ok(Some(seen)) = look_now(git_dir)
@@ -165,6 +181,13 @@ pub fn is_noted(git_dir: &Path, noted: &Noted) -> Result<bool, DirError> {
     see(git_dir, Seen { stat_is_proof: noted.seen.stat_is_proof, ..now }, noted.digest);
     remember(noted.digest, noted.meaning);
     Ok(true)
+}
+
+/// The digest of an index file by another name, if it is one that was read; it is not read here.
+pub fn digest_of(file: &File) -> std::io::Result<Option<IndexDigest>> {
+    let now = look(file)?;
+    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(files.iter().find(|file| file.seen.is(&now)).map(|file| file.digest))
 }
 
 /// The digest of the index file of a git directory; one that is known is not read.

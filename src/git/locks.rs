@@ -152,6 +152,11 @@ impl Target {
         self.prep()?.read(what.pending())
     }
 
+    /// The file of what is written to be put in place.
+    pub fn pending_file(&self, what: Guarded) -> Result<Option<std::fs::File>, DirError> {
+        self.prep()?.open_file(what.pending())
+    }
+
     /// Puts the pending file in place. Says whether there was one: after a crash there is none if
     /// this was done before. Needs the lock; durable after [`Target::sync_places`].
     pub(crate) fn put_in_place(&self, what: Guarded) -> Result<bool, DirError> {

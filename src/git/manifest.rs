@@ -14,9 +14,8 @@
 //! # Limitations
 //! The root itself has no entry. One process at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension as _, Statement, TransactionBehavior,
@@ -25,15 +24,17 @@ use rusqlite::{
 
 use super::root::RootId;
 use super::row::{Packed, Row};
+use super::snapshot::{Rows, Snapshot};
 use crate::tx::entry::{Entry, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 
 /// `user_version` of the file.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE dir (path BLOB PRIMARY KEY, entries BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE ignored_rules (path BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE meta (
   one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -44,6 +45,9 @@ CREATE TABLE meta (
 -- One that is made anew does not come to the numbers of an earlier one.
 INSERT INTO meta (one, generation) VALUES (1, abs(random() / 4));
 ";
+
+/// Version 2 has a table of what is notable ([`is_notable`]).
+const SCHEMA_2: &str = "CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID";
 
 const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
 
@@ -115,14 +119,6 @@ pub struct Manifest {
     path: PathBuf,
 }
 
-/// All of the manifest in memory, packed: about 110 bytes a path.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    rows: HashMap<Arc<[u8]>, Row>,
-    ignored_rules: IgnoredRules,
-    meta: Meta,
-}
-
 impl Manifest {
     /// Opens the file, or makes it. Its folder must be there.
     pub fn open(path: &Path) -> Result<Self, ManifestError> {
@@ -142,6 +138,8 @@ impl Manifest {
             tx.execute_batch(SCHEMA).map_err(wrong)?;
             tx.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
             tx.commit().map_err(wrong)?;
+        } else if found == 1 {
+            migrate(&mut db, path)?;
         } else if found != VERSION {
             return Err(ManifestError::Version { path: path.to_owned(), found });
         }
@@ -193,22 +191,40 @@ impl Manifest {
 
     /// All of it.
     pub fn load(&self) -> Result<Snapshot, ManifestError> {
-        let mut snapshot = Snapshot { meta: self.meta()?, ..Snapshot::default() };
         let wrong = |source| database(&self.path, source);
+        let mut all = HashMap::new();
         let mut query = self.db.prepare("SELECT path, entries FROM dir").map_err(wrong)?;
         let mut rows = query.query([]).map_err(wrong)?;
         while let Some(row) = rows.next().map_err(wrong)? {
             let path = row.get_ref(0).map_err(wrong)?.as_blob().map_err(|e| wrong(e.into()))?;
             let entries = row.get_ref(1).map_err(wrong)?.as_blob().map_err(|e| wrong(e.into()))?;
             let parsed = Row::parse(entries).ok_or_else(|| damaged_row(&self.path, path))?;
-            snapshot.rows.insert(path.into(), parsed);
+            all.insert(path.into(), parsed);
         }
+        Ok(Snapshot::of(all, self.notable()?, self.rules()?, self.meta()?))
+    }
+
+    /// All of it, of which each row is read when it is asked for.
+    pub fn load_by_lookup(&self) -> Result<Snapshot, ManifestError> {
+        let source = Rows::open(&self.path)?;
+        Ok(Snapshot::by_lookup(source, self.notable()?, self.rules()?, self.meta()?))
+    }
+
+    fn notable(&self) -> Result<BTreeSet<RepoPath>, ManifestError> {
+        let wrong = |source| database(&self.path, source);
+        let mut query = self.db.prepare("SELECT path FROM notable").map_err(wrong)?;
+        let rows = query.query_map([], |row| row.get::<_, Vec<u8>>(0)).map_err(wrong)?;
+        rows.map(|path| {
+            RepoPath::new(path.map_err(wrong)?).map_err(|_| self.damaged("a notable path"))
+        })
+        .collect()
+    }
+
+    fn rules(&self) -> Result<IgnoredRules, ManifestError> {
+        let wrong = |source| database(&self.path, source);
         let mut query = self.db.prepare("SELECT path, bytes FROM ignored_rules").map_err(wrong)?;
-        let mut rows = query.query([]).map_err(wrong)?;
-        while let Some(row) = rows.next().map_err(wrong)? {
-            snapshot.ignored_rules.insert(row.get(0).map_err(wrong)?, row.get(1).map_err(wrong)?);
-        }
-        Ok(snapshot)
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(wrong)?;
+        rows.collect::<Result<_, _>>().map_err(wrong)
     }
 
     /// One path, by lookup only.
@@ -243,9 +259,16 @@ impl Manifest {
                 .prepare("INSERT OR REPLACE INTO dir (path, entries) VALUES (?1, ?2)")
                 .map_err(wrong)?;
             let mut delete = tx.prepare("DELETE FROM dir WHERE path = ?1").map_err(wrong)?;
+            let mut note = tx.prepare(NOTE).map_err(wrong)?;
+            let mut forget = tx.prepare("DELETE FROM notable WHERE path = ?1").map_err(wrong)?;
             for (dir, children) in by_directory(changes) {
                 let row = read_row(&mut read, path, &dir)?;
-                match merge(row.as_ref(), children) {
+                let merged = merge(row.as_ref(), children);
+                for (child, is) in notable_changes(&dir, row.as_ref(), merged.as_ref()) {
+                    let statement = if is { &mut note } else { &mut forget };
+                    statement.execute([child.as_bytes()]).map_err(wrong)?;
+                }
+                match merged {
                     Some(row) => write.execute(params![dir, row.as_bytes()]),
                     None => delete.execute([&dir]),
                 }
@@ -292,7 +315,7 @@ impl Manifest {
     /// Forgets everything; the generation goes on.
     pub fn reset(&mut self) -> Result<(), ManifestError> {
         self.run(
-            "BEGIN IMMEDIATE; DELETE FROM dir; DELETE FROM ignored_rules;
+            "BEGIN IMMEDIATE; DELETE FROM dir; DELETE FROM ignored_rules; DELETE FROM notable;
              UPDATE meta SET generation = generation + 1, head_tree = NULL,
                              device = NULL, inode = NULL, mount = NULL;
              COMMIT;",
@@ -314,111 +337,13 @@ impl Manifest {
     }
 }
 
-impl Snapshot {
-    /// What the manifest described when this was loaded.
-    pub const fn meta(&self) -> Meta {
-        self.meta
-    }
+/// Changes of the children of one directory, by name.
+pub(super) type Children = Vec<(Vec<u8>, Option<Entry>)>;
 
-    /// The packed children of a directory (empty bytes for the root).
-    pub fn row(&self, dir: &[u8]) -> Option<&Row> {
-        self.rows.get(dir)
-    }
-
-    /// All directories that have children, in no order (empty bytes for the root).
-    pub fn rows(&self) -> impl Iterator<Item = (&[u8], &Row)> {
-        self.rows.iter().map(|(dir, row)| (dir.as_ref(), row))
-    }
-
-    /// One path in its packed form.
-    pub fn packed(&self, path: &RepoPath) -> Option<Packed<'_>> {
-        let bytes = path.as_bytes();
-        let cut = bytes.iter().rposition(|b| *b == b'/');
-        let row = self.rows.get(cut.map_or(&[][..], |cut| &bytes[..cut]))?;
-        row.get(path.name())
-    }
-
-    /// One path.
-    pub fn get(&self, path: &RepoPath) -> Option<Entry> {
-        self.packed(path).map(|packed| packed.entry())
-    }
-
-    /// All paths, directory by directory, in no order of directories.
-    pub fn iter(&self) -> impl Iterator<Item = (RepoPath, Packed<'_>)> {
-        self.rows.iter().flat_map(|(dir, row)| {
-            row.iter().map(move |child| (child_path(dir, child.name), child))
-        })
-    }
-
-    /// How many paths there are, directories included.
-    pub fn len(&self) -> usize {
-        self.rows.values().map(Row::len).sum()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    /// Whether git tracks something beneath a directory.
-    pub fn tracks_beneath(&self, dir: &[u8]) -> bool {
-        let mut stack = vec![dir.to_vec()];
-        while let Some(dir) = stack.pop() {
-            let Some(row) = self.rows.get(dir.as_slice()) else { continue };
-            for child in row.iter() {
-                if child.is_tracked() {
-                    return true;
-                }
-                if child.kind() == Kind::Directory {
-                    stack.push(child_path(&dir, child.name).as_bytes().to_vec());
-                }
-            }
-        }
-        false
-    }
-
-    /// All paths beneath a directory, parents first.
-    pub fn beneath(&self, dir: &[u8]) -> Vec<(RepoPath, Packed<'_>)> {
-        let mut out = Vec::new();
-        let mut stack = vec![dir.to_vec()];
-        while let Some(dir) = stack.pop() {
-            let Some(row) = self.rows.get(dir.as_slice()) else { continue };
-            for child in row.iter() {
-                let path = child_path(&dir, child.name);
-                if child.kind() == Kind::Directory {
-                    stack.push(path.as_bytes().to_vec());
-                }
-                out.push((path, child));
-            }
-        }
-        out
-    }
-
-    /// See [`IgnoredRules`].
-    pub const fn ignored_rules(&self) -> &IgnoredRules {
-        &self.ignored_rules
-    }
-
-    /// The same as it is in the file after a change there.
-    #[must_use]
-    pub fn described_by(self, meta: Meta, ignored_rules: IgnoredRules) -> Self {
-        Self { ignored_rules, meta, ..self }
-    }
-
-    /// The same change as [`Manifest::apply`] makes, in memory only; the generation stays.
-    pub fn apply(&mut self, changes: impl IntoIterator<Item = EntryChange>) {
-        for (dir, children) in by_directory(changes) {
-            match merge(self.rows.get(dir.as_slice()), children) {
-                Some(row) => self.rows.insert(dir.into(), row),
-                None => self.rows.remove(dir.as_slice()),
-            };
-        }
-    }
-}
-
-type Children = Vec<(Vec<u8>, Option<Entry>)>;
-
-fn by_directory(changes: impl IntoIterator<Item = EntryChange>) -> BTreeMap<Vec<u8>, Children> {
+/// Changes by the directory that they are in.
+pub(super) fn by_directory(
+    changes: impl IntoIterator<Item = EntryChange>,
+) -> BTreeMap<Vec<u8>, Children> {
     let mut dirs = BTreeMap::<Vec<u8>, Children>::new();
     for (path, entry) in changes {
         let bytes = path.as_bytes();
@@ -433,7 +358,8 @@ fn by_directory(changes: impl IntoIterator<Item = EntryChange>) -> BTreeMap<Vec<
     dirs
 }
 
-fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
+/// A row after changes; `None` where nothing is left.
+pub(super) fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
     let mut all = row.map(Row::unpack).unwrap_or_default();
     for (name, entry) in children {
         match entry {
@@ -442,6 +368,34 @@ fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
         };
     }
     (!all.is_empty()).then(|| Row::pack(&all))
+}
+
+/// Whether an entry has to be found without looking through all: files that git does not track, or
+/// whose bytes git holds otherwise; what has the name of rules and attributes; what is neither file nor directory.
+pub(super) fn is_notable(child: &Packed<'_>) -> bool {
+    match child.kind() {
+        _ if matches!(child.name, b".gitignore" | b".gitattributes") => true,
+        Kind::File | Kind::Symlink => !child.is_tracked() || child.has_own_blob(),
+        Kind::Directory => false,
+        _ => true,
+    }
+}
+
+/// What became notable in a row that changed, and what is so no longer.
+pub(super) fn notable_changes(
+    dir: &[u8],
+    before: Option<&Row>,
+    after: Option<&Row>,
+) -> Vec<(RepoPath, bool)> {
+    let of = |row: Option<&Row>| -> BTreeSet<Vec<u8>> {
+        let children = row.into_iter().flat_map(Row::iter);
+        children.filter(is_notable).map(|child| child.name.to_vec()).collect()
+    };
+    let (before, after) = (of(before), of(after));
+    before
+        .symmetric_difference(&after)
+        .map(|name| (child_path(dir, name), after.contains(name)))
+        .collect()
 }
 
 /// The path of a child of a directory of the manifest.
@@ -456,6 +410,29 @@ pub fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
     }
     bytes.extend(name);
     RepoPath::new(bytes).expect("names of directories and manifests make a path")
+}
+
+const NOTE: &str = "INSERT OR IGNORE INTO notable VALUES (?1)";
+
+fn migrate(db: &mut Connection, path: &Path) -> Result<(), ManifestError> {
+    let wrong = |source| database(path, source);
+    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(wrong)?;
+    {
+        tx.execute_batch(SCHEMA_2).map_err(wrong)?;
+        let mut note = tx.prepare(NOTE).map_err(wrong)?;
+        let mut query = tx.prepare("SELECT path, entries FROM dir").map_err(wrong)?;
+        let mut rows = query.query([]).map_err(wrong)?;
+        while let Some(row) = rows.next().map_err(wrong)? {
+            let dir: Vec<u8> = row.get(0).map_err(wrong)?;
+            let entries: Vec<u8> = row.get(1).map_err(wrong)?;
+            let parsed = Row::parse(&entries).ok_or_else(|| damaged_row(path, &dir))?;
+            for (child, _) in notable_changes(&dir, None, Some(&parsed)) {
+                note.execute([child.as_bytes()]).map_err(wrong)?;
+            }
+        }
+        tx.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
+    }
+    tx.commit().map_err(wrong)
 }
 
 fn read_row(
@@ -497,12 +474,12 @@ fn write_meta(
     Ok(())
 }
 
-fn damaged_row(path: &Path, dir: &[u8]) -> ManifestError {
+pub(super) fn damaged_row(path: &Path, dir: &[u8]) -> ManifestError {
     let what = format!("the row of the directory `{}`", crate::tx::path::quote(dir));
     ManifestError::Damaged { path: path.to_owned(), what }
 }
 
-fn database(path: &Path, source: rusqlite::Error) -> ManifestError {
+pub(super) fn database(path: &Path, source: rusqlite::Error) -> ManifestError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {

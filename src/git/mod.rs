@@ -28,6 +28,7 @@ mod hexbytes;
 pub mod index;
 pub mod index_form;
 pub mod index_known;
+pub mod index_splice;
 pub mod judge;
 pub mod listing;
 pub mod lockfile;
@@ -56,6 +57,7 @@ pub mod scan;
 mod scan_tests;
 pub mod scratch;
 pub mod smallfile;
+pub mod snapshot;
 pub mod spill;
 pub mod store;
 #[cfg(test)]

@@ -183,14 +183,19 @@ fn move_branch(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
 }
 
 fn move_index(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
-    let Some(pending) = target.pending(Guarded::Index)? else {
+    let Some(file) = target.pending_file(Guarded::Index)? else {
         if plan.index_changes && index_meaning(target)? == plan.index_before {
             return Err(PromoteError::NotPrepared(Guarded::Index));
         }
         // In place already, or none was needed.
         return Ok(());
     };
-    let wanted = index_known::meaning_of(&pending)?;
+    let known = index_known::meaning_known(&file);
+    let known = known.map_err(|e| DirError::new("read", &target.git_dir.join("index"), e))?;
+    let wanted = match known {
+        Some(known) => known,
+        None => index_known::meaning_of(&target.pending(Guarded::Index)?.unwrap_or_default())?,
+    };
     let now = match index_meaning(target) {
         Ok(meaning) => meaning,
         Err(IndexError::Dir(error)) => return Err(error.into()),

@@ -122,6 +122,14 @@ impl Row {
         &self.0
     }
 
+    /// The checksum of all that it says.
+    ///
+    /// # Panics
+    /// Never: a row has one.
+    pub fn checksum(&self) -> u32 {
+        u32::from_le_bytes(*self.0.first_chunk().expect("checked when read"))
+    }
+
     /// How many children there are; never 0 in a manifest.
     pub fn len(&self) -> usize {
         self.u32_at(5)
@@ -183,6 +191,11 @@ impl Packed<'_> {
     /// Whether git tracks it.
     pub fn is_tracked(&self) -> bool {
         self.body[0] & TRACKED != 0
+    }
+
+    /// Whether git tracks it and holds other bytes than these.
+    pub fn has_own_blob(&self) -> bool {
+        self.body[0] & OWN_BLOB != 0
     }
 
     /// Whether the stat data may prove that the bytes are the same.

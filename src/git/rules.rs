@@ -23,8 +23,9 @@ use gix_glob::search::Pattern as _;
 use gix_glob::search::pattern::List;
 use gix_ignore::search::Ignore;
 
-use super::manifest::Snapshot;
 use super::root::{Root, RootError};
+use super::snapshot::Snapshot;
+use super::touched::parent;
 use crate::tx::entry::Kind;
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -186,17 +187,17 @@ impl BaseRules {
             .iter()
             .map(|(dir, bytes)| (dir.clone(), bytes.clone()))
             .collect();
-        for (dir, row) in snapshot.rows() {
-            let Some(entry) = row.get(GITIGNORE).filter(|entry| entry.kind() == Kind::File) else {
+        for (path, entry) in snapshot.notable() {
+            if entry.name != GITIGNORE || entry.kind() != Kind::File {
                 continue;
-            };
-            let id = entry.raw();
-            let path = || super::manifest::child_path(dir, GITIGNORE);
-            if entry.stat().size > MAX_RULES {
-                return Err(RulesError::TooLarge { path: path() });
             }
-            let bytes = bytes_of(id).map_err(|why| RulesError::Base { path: path(), id, why })?;
-            files.insert(dir.to_vec(), bytes);
+            let (path, id) = (path.clone(), entry.raw());
+            if entry.stat().size > MAX_RULES {
+                return Err(RulesError::TooLarge { path });
+            }
+            let dir = parent(path.as_bytes()).to_vec();
+            let bytes = bytes_of(id).map_err(|why| RulesError::Base { path, id, why })?;
+            files.insert(dir, bytes);
         }
         Ok(Self(files))
     }

@@ -22,9 +22,10 @@ use std::os::fd::AsFd as _;
 
 use sha1::{Digest as _, Sha1};
 
-use super::manifest::{IgnoredRules, Snapshot};
+use super::manifest::IgnoredRules;
 use super::root::{Root, RootError, seen_of};
 use super::rules::{BaseRules, Rules, RulesError};
+use super::snapshot::Snapshot;
 use super::touched::Touched;
 use crate::base::clock::file_clock_ns;
 use crate::tx::entry::{Change, Found, Kind, Stat};

@@ -219,7 +219,7 @@ fn nothing_is_written_where_nothing_changed() {
     let first = tree.establish().expect("a base");
     assert!(first.written);
     assert_eq!(first.untracked.len(), 1);
-    assert_eq!((first.untracked_bytes, first.entries), (5, 6));
+    assert_eq!((first.untracked_bytes, first.snapshot.len()), (5, 6));
     wait_for_proof();
     let second = tree.establish().expect("a base");
     let third = tree.establish().expect("a base");
@@ -455,7 +455,7 @@ fn limits_are_typed() {
     assert!(matches!(tree.establish(), Err(BaselineError::TooMuch { files: 20, .. })));
 
     let rules = tree.rules();
-    let empty = super::manifest::Snapshot::default();
+    let empty = super::snapshot::Snapshot::default();
     let usual = ScanRequest::new(&tree.root, &empty, &rules, None);
     let limits = ScanLimits { changes: 20, ..ScanLimits::default() };
     let wrong = scan(&ScanRequest { limits, ..usual }).expect_err("one too many");
@@ -477,7 +477,7 @@ fn a_bottomless_tree_ends_with_an_answer() {
             .expect("opened");
     }
     let rules = tree.rules();
-    let empty = super::manifest::Snapshot::default();
+    let empty = super::snapshot::Snapshot::default();
     let usual = ScanRequest::new(&tree.root, &empty, &rules, None);
     assert_eq!(scan(&usual).expect("scanned").changes.len(), 300);
     let limits = ScanLimits { depth: 100, ..ScanLimits::default() };

@@ -116,6 +116,8 @@ struct Dir {
     path: Vec<u8>,
     wd: i32,
     children: BTreeSet<u32>,
+    /// Of the row that its watches are of.
+    row: Option<u32>,
 }
 
 /// What the watch holds true of all that was not touched.

@@ -13,7 +13,7 @@ use crate::git::pool::Task;
 use crate::git::row::Row;
 use crate::git::rules::read_rules;
 use crate::git::scan::{Scan, ScanError, ScanRequest};
-use crate::git::touched::Touched;
+use crate::git::touched::{Touched, parent};
 use crate::tx::entry::Kind;
 use crate::tx::path::RepoPath;
 
@@ -34,11 +34,9 @@ pub(super) fn carry_over(
     };
     let mut attributes: BTreeSet<Vec<u8>> =
         std::mem::take(&mut all.attributes).into_iter().collect();
-    for (dir, row) in request.snapshot.rows() {
-        if row.get(GITATTRIBUTES).is_some()
-            && !attributes.contains(dir)
-            && holds(dir, GITATTRIBUTES)?
-        {
+    for (path, child) in request.snapshot.notable() {
+        let dir = parent(path.as_bytes());
+        if child.name == GITATTRIBUTES && !attributes.contains(dir) && holds(dir, GITATTRIBUTES)? {
             attributes.insert(dir.to_vec());
         }
     }

@@ -180,7 +180,7 @@ impl Watch {
         self.file_watches.remove(&wd);
         self.dir_watches.insert(wd, id);
         self.by_path.insert(path.clone(), id);
-        self.dirs.insert(id, Dir { path, wd, children: BTreeSet::new() });
+        self.dirs.insert(id, Dir { path, wd, children: BTreeSet::new(), row: None });
     }
 
     pub(super) fn cover_all(&mut self, manifest: &Manifest) -> Result<(), Lost> {
@@ -276,6 +276,14 @@ impl Watch {
 
     fn cover(&mut self, dir: &[u8], row: &Row) -> Result<(), Lost> {
         let Some(id) = self.by_path.get(dir).copied() else { return Ok(()) };
+        let row_sum = Some(row.checksum());
+        if self.dirs.get(&id).is_some_and(|known| known.row == row_sum) {
+            // All its files are watched; a directory in it may have been lost since.
+            for child in row.iter().filter(|child| child.kind() == Kind::Directory) {
+                self.cover_directory(child_path(dir, child.name).as_bytes())?;
+            }
+            return Ok(());
+        }
         let handle = match self.handle(dir) {
             Ok(handle) => handle,
             Err(_) if id != ROOT => {
@@ -298,6 +306,9 @@ impl Watch {
                     }
                 }
             }
+        }
+        if let Some(known) = self.dirs.get_mut(&id) {
+            known.row = row_sum;
         }
         Ok(())
     }
