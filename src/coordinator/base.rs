@@ -127,7 +127,7 @@ impl Begin<'_> {
             && found.modified.is_empty()
             && found.can_be_watched
         {
-            warmth.looked(asked, found.full);
+            warmth.looked(asked, found.full, &found.rewritten);
         }
         established.map_err(|error| match error {
             BaselineError::TooMuch { too_large: paths, files, bytes } => {

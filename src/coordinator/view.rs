@@ -21,6 +21,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use super::warm;
 use crate::base::durable;
+use crate::git::baseline;
 use crate::git::manifest::{Described, EntryChange};
 use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
 use crate::git::scan::{self, Scan, ScanError, ScanRequest};
@@ -212,14 +213,12 @@ impl Driver<'_> {
         let root = Some(self.session.root.id());
         let described = Described { head_tree: Some(tree), root };
         let before = self.session.manifest.meta().map(|meta| meta.generation);
-        let error = match self.session.manifest.apply(changes, None, described) {
-            Ok(now) => {
-                if let Ok(before) = before {
-                    self.session.warmth.borrow_mut().moved_on(before, now.generation);
-                }
-                return Ok(());
+        let rewritten = baseline::directories(changes.iter().map(|(path, _)| path));
+        let Err(error) = self.session.manifest.apply(changes, None, described) else {
+            if let Ok(before) = before {
+                self.session.warmth.borrow_mut().moved_on(before, &rewritten);
             }
-            Err(error) => error,
+            return Ok(());
         };
         if self.live.snapshot.is_none() {
             return Err(error.into());

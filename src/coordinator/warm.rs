@@ -60,13 +60,15 @@ pub enum Said {
         view: String,
         /// It was at all.
         full: bool,
+        /// The directories whose children the manifest has anew, in hex digits.
+        rewritten: Vec<String>,
     },
     /// The manifest was written anew with what was touched: see [`watch::Watch::moved_on`].
     MovedOn {
         /// The generation before.
         from: u64,
-        /// The generation now.
-        to: u64,
+        /// As of [`Said::Looked`].
+        rewritten: Vec<String>,
     },
     /// Wants an [`Answer`] when a watch has begun, or cannot.
     Begin,
@@ -114,7 +116,8 @@ impl Named {
     }
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+/// The bytes of hex digits.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
     let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
@@ -224,15 +227,17 @@ impl Warmth {
     }
 
     /// The look that was asked for is over, and the manifest says what it found.
-    pub fn looked(&mut self, asked: &Asked, full: bool) {
+    pub fn looked(&mut self, asked: &Asked, full: bool, rewritten: &[Vec<u8>]) {
         // Without a token too: now there is a manifest that a watch can begin with.
         let token = asked.token.unwrap_or(0);
-        self.say(&Said::Looked { token, view: asked.view.clone(), full });
+        let rewritten = rewritten.iter().map(|dir| hex(dir)).collect();
+        self.say(&Said::Looked { token, view: asked.view.clone(), full, rewritten });
     }
 
     /// The manifest was written anew at the end of an attempt.
-    pub fn moved_on(&mut self, from: u64, to: u64) {
-        self.say(&Said::MovedOn { from, to });
+    pub fn moved_on(&mut self, from: u64, rewritten: &[Vec<u8>]) {
+        let rewritten = rewritten.iter().map(|dir| hex(dir)).collect();
+        self.say(&Said::MovedOn { from, rewritten });
     }
 
     /// Waits until a watch that was about to begin has begun.

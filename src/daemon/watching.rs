@@ -29,8 +29,8 @@ use crate::git::watch::{Lost, Watch};
 
 /// How long a driver may take to send a line that it has begun.
 const LINE: Duration = Duration::from_millis(100);
-/// The longest line: a view and a few numbers.
-const LONGEST: u64 = 4_096;
+/// The longest line: the names of a hundred thousand directories.
+const LONGEST: u64 = 64 << 20;
 
 /// How a watch stands, for figures.
 #[derive(Clone, Debug, Default)]
@@ -219,14 +219,16 @@ impl Watching {
                 }
                 Said::Begin => Some(Answer::default()),
                 Said::Ask { generation, view, root } => Some(self.ask(generation, &view, root)),
-                Said::Looked { token, view, full } => {
-                    self.looked(token, &view, full);
+                Said::Looked { token, view, full, rewritten } => {
+                    self.told_by(|watch, manifest| {
+                        watch.looked(token, manifest, &view, full, &paths(&rewritten))
+                    });
                     None
                 }
-                Said::MovedOn { from, to } => {
-                    if let Some(watch) = &mut self.watch {
-                        watch.moved_on(from, to);
-                    }
+                Said::MovedOn { from, rewritten } => {
+                    self.told_by(|watch, manifest| {
+                        watch.moved_on(from, manifest, &paths(&rewritten))
+                    });
                     None
                 }
             };
@@ -268,15 +270,16 @@ impl Watching {
         Answer { token, touched: None, why: Some(why.to_owned()) }
     }
 
-    fn looked(&mut self, token: u64, view: &str, full: bool) {
+    /// Lets the watch know what a driver says of the manifest.
+    fn told_by(&mut self, tell: impl FnOnce(&mut Watch, &Manifest) -> Result<(), Lost>) {
         let Some(watch) = &mut self.watch else {
             self.begin_watch();
             return;
         };
-        let looked = Manifest::open_to_read(&self.manifest)
+        let told = Manifest::open_to_read(&self.manifest)
             .map_err(Lost::from)
-            .and_then(|manifest| watch.looked(token, &manifest, view, full));
-        self.survives(looked);
+            .and_then(|manifest| tell(watch, &manifest));
+        self.survives(told);
     }
 
     /// Goes on with the watch, or begins it anew.
@@ -344,6 +347,10 @@ impl Watching {
             }
         }
     }
+}
+
+fn paths(hex: &[String]) -> Vec<Vec<u8>> {
+    hex.iter().filter_map(|dir| warm::unhex(dir)).collect()
 }
 
 fn write(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {

@@ -15,7 +15,7 @@
 //! A dirty base is described without HEAD's tree, so that the next one is compared with all of it.
 //! Symbolic links are expected to be links (`core.symlinks=false` makes them modified).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::attributes::{Attributes, CapturedAttributes, Unsupported};
@@ -26,7 +26,7 @@ use super::rules::{Rules, RulesError};
 use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan};
 use super::snapshot::Snapshot;
 use super::store::{Store, StoreError};
-use super::touched::Touched;
+use super::touched::{Touched, parent};
 use crate::tx::entry::{
     Change, Entry, Found, GIT_FILE, GIT_LINK, GIT_SYMLINK, Kind, Stat, Tracked, git_mode,
 };
@@ -95,6 +95,8 @@ pub struct Baseline {
     pub generation: u64,
     /// Whether something was written.
     pub written: bool,
+    /// The directories whose children were written anew (empty bytes for the root). Sorted.
+    pub rewritten: Vec<Vec<u8>>,
     /// Whether the look was at all, whatever was asked for.
     pub full: bool,
     /// Whether a watch of what the manifest has sees all that the next look depends on. No where a
@@ -219,6 +221,7 @@ pub fn establish(
         let same_rules = old.ignored_rules() == rules;
         if !updates.is_empty() || !same_rules || old.meta().described != described {
             let rules = (!same_rules).then_some(rules);
+            baseline.rewritten = directories(updates.keys());
             meta = manifest.apply(updates, rules, described)?;
             baseline.written = true;
         }
@@ -227,6 +230,12 @@ pub fn establish(
     baseline.generation = meta.generation;
     baseline.snapshot = current;
     Ok(baseline)
+}
+
+/// The directories that hold the paths, each once, sorted.
+pub fn directories<'p>(paths: impl Iterator<Item = &'p RepoPath>) -> Vec<Vec<u8>> {
+    let dirs: BTreeSet<&[u8]> = paths.map(|path| parent(path.as_bytes())).collect();
+    dirs.into_iter().map(<[u8]>::to_vec).collect()
 }
 
 /// The entries whose `tracked` is another by the tree diff, with their directories.

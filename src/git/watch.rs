@@ -287,13 +287,15 @@ impl Watch {
     }
 
     /// A look that began after `token` found everything as the manifest of the generation says, and
-    /// was at all (`full`) or at what [`Watch::ask`] gave with the token.
+    /// was at all (`full`) or at what [`Watch::ask`] gave with the token. `rewritten` are the directories
+    /// whose children the manifest has anew since it was asked.
     pub fn looked(
         &mut self,
         token: u64,
         manifest: &Manifest,
         view: &str,
         full: bool,
+        rewritten: &[Vec<u8>],
     ) -> Result<(), Lost> {
         // The token of an earlier watch says nothing of this one.
         if token <= self.began || token > self.clock {
@@ -318,12 +320,14 @@ impl Watch {
         if full && self.covers != Some(generation) {
             self.cover_all(manifest)?;
         } else {
-            for id in clean {
-                let Some(dir) = self.dirs.get(&id).map(|dir| dir.path.clone()) else { continue };
-                self.cover_new_beneath(&dir, manifest)?;
-            }
+            self.cover_these(rewritten, manifest)?;
             for dir in whole {
                 self.cover_beneath(&dir, manifest)?;
+            }
+            for id in clean {
+                let Some(dir) = self.dirs.get(&id).map(|dir| dir.path.clone()) else { continue };
+                // A file of rules that is ignored itself may have come.
+                self.cover_rules(&dir)?;
             }
         }
         self.covers = Some(generation);
@@ -331,11 +335,24 @@ impl Watch {
         Ok(())
     }
 
-    /// The manifest was written anew, of paths only that were touched since it was looked at.
-    pub fn moved_on(&mut self, from: u64, to: u64) {
-        if let Some(known) = self.known.as_mut().filter(|known| known.generation == from) {
+    /// The manifest was written anew, of paths only that were touched since it was looked at, in these
+    /// directories.
+    pub fn moved_on(
+        &mut self,
+        from: u64,
+        manifest: &Manifest,
+        rewritten: &[Vec<u8>],
+    ) -> Result<(), Lost> {
+        let to = manifest.meta()?.generation;
+        if self.known.as_ref().is_none_or(|known| known.generation != from) {
+            return Ok(());
+        }
+        self.cover_these(rewritten, manifest)?;
+        self.covers = Some(to);
+        if let Some(known) = &mut self.known {
             known.generation = to;
         }
+        Ok(())
     }
 
     fn touched(&self) -> Touched {

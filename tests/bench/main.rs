@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench turns [-- --sizes 1000,10000,100000] [--rounds N] [--quick] [--dir DIR] [--keep]
-//!                            [--phases] [--wide] [--large BYTES]
+//!                            [--phases] [--wide] [--large BYTES] [--warm]
 //! ```
 //!
 //! Whole processes are timed, by turns: git, worktx, git, worktx. The turn (eight files edited,
@@ -10,19 +10,20 @@
 //! expected here: the table is printed, and only wrong results make it fail. With `--phases` a second
 //! table says what the time of worktx goes into. With `--wide` 10,000 paths (or all, where there are
 //! fewer) are changed too, and other ways to a clean tree are timed; with `--large` one file of so many
-//! bytes is.
+//! bytes is. With `--warm` a server watches the tree of worktx, and git has an equal one of its own, so
+//! that each finds what it left itself.
 //!
 //! # Limitations
-//! Caches are warm, and no other worktx is resident: every run begins with a process start.
+//! Caches are warm. Every run begins with a process start; without `--warm` nothing else is resident.
 #![allow(clippy::print_stdout)]
 
 mod measure;
 mod tree;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use measure::{Took, median, run};
@@ -44,6 +45,7 @@ struct Options {
     phases: bool,
     wide: bool,
     large: Option<u64>,
+    warm: bool,
 }
 
 /// What is measured, against what.
@@ -120,6 +122,7 @@ fn options(args: &[String]) -> io::Result<Options> {
         phases: false,
         wide: false,
         large: None,
+        warm: false,
     };
     let mut args = args.iter();
     let usage = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
@@ -138,6 +141,7 @@ fn options(args: &[String]) -> io::Result<Options> {
             "--keep" => options.keep = true,
             "--phases" => options.phases = true,
             "--wide" => options.wide = true,
+            "--warm" => options.warm = true,
             "--large" => {
                 let bytes = value()?.parse().map_err(|_| usage("--large takes bytes"))?;
                 options.large = Some(bytes);
@@ -175,13 +179,19 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
     let root = above.path().join("tree");
     tree::make(&root, files)?;
     let own = std::env::current_exe()?;
-    let bench = Bench { root: &root, files, own, large: options.large.unwrap_or(0) };
+    let beside = above.path().join("beside");
+    if options.warm {
+        tree::make(&beside, files)?;
+    }
+    let git_root = if options.warm { &beside } else { &root };
+    let bench = Bench { root: &root, git_root, files, own, large: options.large.unwrap_or(0) };
     let rounds = options.rounds.unwrap_or(if files > 50_000 { 5 } else { 7 });
     // Once without counting: the manifest, the ledger, the caches.
     bench.expect("the first run", bench.worktx(&["true"])?, 0)?;
+    let server = options.warm.then(|| Server::start(&root)).transpose()?;
     let mut times: BTreeMap<Case, Times> = BTreeMap::new();
     let (mut renames, mut others) = (Vec::new(), BTreeMap::<&str, Vec<Duration>>::new());
-    let mut last = 0;
+    let mut last = Last { git: 0, worktx: 0, is_one: !options.warm };
     for round in 0..rounds {
         for case in Case::of(options) {
             let seed = round as u64 * 10 + case as u64 * 2 + 1;
@@ -204,7 +214,12 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
         renames.push(measure::durable_renames(above.path(), RENAMES)?);
     }
     let committing = Case::of(options).len() - 3;
-    bench.check(rounds * committing * 2)?;
+    if options.warm {
+        Bench::check(git_root, rounds * committing)?;
+        Bench::check(&root, rounds * committing)?;
+    } else {
+        Bench::check(&root, rounds * committing * 2)?;
+    }
     let renames = median(renames);
     let mut phases = Vec::new();
     for (case, times) in times {
@@ -215,7 +230,12 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
         if !each.is_empty() {
             phases.push(format!("| {files} | {} | {} |", case.name(), each.join(", ")));
         }
-        let bar = if files < 10_000 { git + renames } else { git };
+        let bar = match case {
+            Case::Commit if options.warm => git / 12,
+            Case::RollBack if options.warm => git / 25,
+            _ if files < 10_000 => git + renames,
+            _ => git,
+        };
         println!(
             "| {files} | {} | {} | {} | {:.2} | {} | {} | {} MiB | {} |",
             case.name(),
@@ -232,6 +252,9 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
         println!("| {files} | {name} | {} | | | | | | |", ms(median(times)));
     }
     println!("| {files} | {RENAMES} durable renames | | {} | | | | | |", ms(renames));
+    if let Some(server) = server {
+        println!("| {files} | the server | | | | | | {} MiB | |", server.peak_kib()? / 1024);
+    }
     if !phases.is_empty() {
         println!(
             "\n| files | case | phases, each by its median |\n|---:|---|---|\n{}\n",
@@ -248,40 +271,109 @@ fn ms(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
+/// The round whose added files stand in a tree.
+struct Last {
+    git: u64,
+    worktx: u64,
+    /// Both work in one tree.
+    is_one: bool,
+}
+
+impl Last {
+    fn by_git(&mut self, round: u64) {
+        self.git = round;
+        if self.is_one {
+            self.worktx = round;
+        }
+    }
+
+    fn by_worktx(&mut self, round: u64) {
+        self.worktx = round;
+        if self.is_one {
+            self.git = round;
+        }
+    }
+}
+
+/// A server that watches the tree; ended with the measurement.
+struct Server(Child);
+
+impl Server {
+    fn start(root: &Path) -> io::Result<Self> {
+        let mut worktx = Command::new(env!("CARGO_BIN_EXE_worktx"));
+        let mut child = worktx
+            .current_dir(root)
+            .arg("serve")
+            .env("HOME", "/nonexistent")
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stderr = child.stderr.take().ok_or_else(|| io::Error::other("no standard error"))?;
+        let mut lines = BufReader::new(stderr);
+        let mut line = String::new();
+        while !line.starts_with("worktx: serving") {
+            line.clear();
+            if lines.read_line(&mut line)? == 0 {
+                return Err(io::Error::other("the server did not start"));
+            }
+        }
+        // Whoever writes to a pipe that nobody reads is ended.
+        std::thread::spawn(move || io::copy(&mut lines, &mut io::sink()));
+        Ok(Self(child))
+    }
+
+    fn peak_kib(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = peak.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok());
+        number.ok_or_else(|| io::Error::other("no peak"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct Bench<'a> {
     root: &'a Path,
+    /// Where git works.
+    git_root: &'a Path,
     files: u64,
     own: PathBuf,
     large: u64,
 }
 
 impl Bench<'_> {
-    /// One case on both sides. `last` is the round whose added files stand in the tree.
-    fn case(&self, case: Case, seed: u64, last: &mut u64) -> io::Result<(Took, Took)> {
+    /// One case on both sides.
+    fn case(&self, case: Case, seed: u64, last: &mut Last) -> io::Result<(Took, Took)> {
         match case {
             Case::Commit => {
-                let git = self.turn(seed, *last, false)?.and(self.git_commit(0)?);
-                *last = seed;
-                let words = self.words(seed + 1, *last, false);
+                let git = self.turn(seed, last.git, false)?.and(self.git_commit(0)?);
+                last.by_git(seed);
+                let words = self.words(seed + 1, last.worktx, false);
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 let worktx = self.expect("commit", self.worktx(&words)?, 0)?;
-                *last = seed + 1;
+                last.by_worktx(seed + 1);
                 Ok((git, worktx))
             }
             Case::RollBack => {
                 let git = self
-                    .turn(seed, *last, true)?
+                    .turn(seed, last.git, true)?
                     .and(self.git(&["restore", "."], 0)?)
                     .and(self.git(&["clean", "-fdq"], 0)?);
-                let words = self.words(seed + 1, *last, true);
+                let words = self.words(seed + 1, last.worktx, true);
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 let worktx = self.expect("rollback", self.worktx(&words)?, 10)?;
                 Ok((git, worktx))
             }
             Case::Refusal => {
                 let (path, before) = tree::dirty(self.root, self.files)?;
+                let beside = tree::dirty(self.git_root, self.files)?;
                 let git = self.git(&["status"], 0)?;
                 let worktx = self.expect("refusal", self.worktx(&["true"])?, REFUSED)?;
+                std::fs::write(beside.0, beside.1)?;
                 std::fs::write(path, before)?;
                 Ok((git, worktx))
             }
@@ -295,7 +387,7 @@ impl Bench<'_> {
                     ["turn", kind].map(str::to_owned).into_iter().chain(numbers).collect::<Vec<_>>()
                 };
                 let mut turn = Command::new(&self.own);
-                let turn = run(turn.current_dir(self.root).args(words(seed)))?;
+                let turn = run(turn.current_dir(self.git_root).args(words(seed)))?;
                 let git = turn.and(self.git_commit(0)?);
                 let own = self.own.display().to_string();
                 let words = words(seed + 1);
@@ -316,9 +408,9 @@ impl Bench<'_> {
         &self,
         above: &Path,
         round: u64,
-        last: &mut u64,
+        last: &mut Last,
     ) -> io::Result<[(&'static str, Took); 3]> {
-        let turn = self.turn(round * 10 + 9, *last, true)?;
+        let turn = self.turn(round * 10 + 9, last.git, true)?;
         let stash = turn
             .and(self.git(&["stash", "push", "-u", "-q"], 0)?)
             .and(self.git(&["stash", "drop", "-q"], 0)?);
@@ -333,9 +425,9 @@ impl Bench<'_> {
     }
 
     /// git says that nothing is left behind, and every commit is there.
-    fn check(&self, made: usize) -> io::Result<()> {
-        let status = tree::git(self.root, &["status", "--porcelain"])?;
-        let commits = tree::git(self.root, &["rev-list", "--count", "HEAD"])?;
+    fn check(root: &Path, made: usize) -> io::Result<()> {
+        let status = tree::git(root, &["status", "--porcelain"])?;
+        let commits = tree::git(root, &["rev-list", "--count", "HEAD"])?;
         let expected = (1 + made).to_string();
         if !status.is_empty() || commits.trim() != expected {
             return Err(io::Error::other(format!(
@@ -343,7 +435,7 @@ impl Bench<'_> {
                 commits.trim()
             )));
         }
-        tree::git(self.root, &["fsck", "--connectivity-only"]).map(drop)
+        tree::git(root, &["fsck", "--connectivity-only"]).map(drop)
     }
 
     /// What the last attempt's time went into, in order; what is left of `wall` is the start and the
@@ -376,7 +468,7 @@ impl Bench<'_> {
 
     fn turn(&self, round: u64, before: u64, fails: bool) -> io::Result<Took> {
         let words = self.words(round, before, fails);
-        let took = run(Command::new(&self.own).current_dir(self.root).args(&words[1..]))?;
+        let took = run(Command::new(&self.own).current_dir(self.git_root).args(&words[1..]))?;
         self.expect("the turn", took, i32::from(fails))
     }
 
@@ -388,7 +480,7 @@ impl Bench<'_> {
     }
 
     fn git(&self, args: &[&str], code: i32) -> io::Result<Took> {
-        let took = run(Command::new("git").current_dir(self.root).args(args))?;
+        let took = run(Command::new("git").current_dir(self.git_root).args(args))?;
         self.expect(&format!("git {args:?}"), took, code)
     }
 

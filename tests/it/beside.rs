@@ -135,7 +135,11 @@ fn beside(attempts: usize, hook: bool) {
     let moves = repo.git(&["log", "-g", "--format=%H", "main"]);
     for id in successful.iter().filter(|id| !once.contains(id.as_str())) {
         let candidate = repo.git(&["rev-parse", &format!("refs/worktx/tx/{id}/1/candidate")]);
-        assert!(moves.lines().any(|moved| moved == candidate), "{id} never landed");
+        let tell = || {
+            let log = repo.git(&["log", "-1", "--format=%h %p %s", &candidate]);
+            format!("{id} never landed: {log}\n{}", repo.call(&["events", id]).stdout)
+        };
+        assert!(moves.lines().any(|moved| moved == candidate), "{}", tell());
         println!("{id} landed, and was taken off the branch");
     }
     // Nothing lost: what a turn wrote is in the tree, or named by a ref.

@@ -61,7 +61,9 @@ impl Watched {
         self.tree.only = None;
         if baseline.can_be_watched {
             let manifest = &self.tree.manifest;
-            self.watch.looked(token, manifest, "view", baseline.full).expect("watched");
+            self.watch
+                .looked(token, manifest, "view", baseline.full, &baseline.rewritten)
+                .expect("watched");
         }
         baseline
     }
@@ -195,8 +197,26 @@ fn a_look_that_was_not_told_leaves_everything_touched() {
     let baseline = watched.tree.establish().expect("a base");
     watched.tree.only = None;
     let manifest = &watched.tree.manifest;
-    watched.watch.looked(token, manifest, "view", baseline.full).expect("watched");
+    let rewritten = &baseline.rewritten;
+    watched.watch.looked(token, manifest, "view", baseline.full, rewritten).expect("watched");
     assert_eq!(watched.names(), ["a"]);
+}
+
+/// A path that was ignored, and lies where nothing was touched, comes into the manifest by a commit.
+#[test]
+fn what_only_head_knows_is_watched_from_then_on() {
+    let tree = small();
+    tree.write(".gitignore", "out/\n");
+    tree.write("out/deep/file", "one");
+    tree.commit(&[".gitignore"]);
+    let mut watched = Watched::new(tree);
+    watched.tree.commit(&["out/deep/file"]);
+    assert!(watched.touched().is_empty());
+    watched.establish();
+    watched.establish();
+    assert!(watched.touched().is_empty());
+    fs::write(watched.tree.at("out/deep/file"), "changed").expect("written");
+    assert_eq!(watched.names(), ["out/deep"]);
 }
 
 #[test]
@@ -210,9 +230,17 @@ fn another_manifest_or_another_view_is_not_known() {
         let (_, only) = watched.watch.ask(generation, view).expect("watched");
         assert_eq!(only.is_some(), known, "{generation} {view}");
     }
-    watched.watch.moved_on(generation, generation + 1);
-    touch_root(&watched.tree.root).expect("touched");
-    assert!(watched.watch.ask(generation + 1, "view").expect("watched").1.is_some());
+    // Written anew at the end of an attempt: what is new there is watched, and to be looked at.
+    watched.tree.write("new/deep/file", "new");
+    watched.tree.establish().expect("a base");
+    let manifest = &watched.tree.manifest;
+    let rewritten = [b"".to_vec(), b"new".to_vec(), b"new/deep".to_vec()];
+    watched.watch.moved_on(generation, manifest, &rewritten).expect("watched");
+    assert_eq!(watched.names(), ["", "new", "new/deep"]);
+    watched.establish();
+    assert!(watched.touched().is_empty());
+    fs::write(watched.tree.at("new/deep/file"), "changed").expect("written");
+    assert_eq!(watched.names(), ["new/deep"]);
 }
 
 #[test]

@@ -195,21 +195,18 @@ impl Watch {
         Ok(())
     }
 
-    /// Directories directly in this one that the manifest has and nothing watches.
-    pub(super) fn cover_new_beneath(
+    /// Directories whose rows were written anew, parents first.
+    pub(super) fn cover_these(
         &mut self,
-        dir: &[u8],
+        dirs: &[Vec<u8>],
         manifest: &Manifest,
     ) -> Result<(), Lost> {
-        let Some(row) = manifest.row(dir)? else { return Ok(()) };
-        for child in row.iter().filter(|child| child.kind() == Kind::Directory) {
-            let path = child_path(dir, child.name).as_bytes().to_vec();
-            if !self.by_path.contains_key(&path) {
-                self.cover_beneath(&path, manifest)?;
+        for dir in dirs {
+            if let Some(row) = manifest.row(dir)? {
+                self.cover(dir, &row)?;
             }
         }
-        // A file of rules that is ignored itself may have come.
-        self.cover_rules(dir)
+        Ok(())
     }
 
     pub(super) fn cover_beneath(&mut self, dir: &[u8], manifest: &Manifest) -> Result<(), Lost> {
@@ -229,7 +226,7 @@ impl Watch {
         self.cover_rules(dir)
     }
 
-    fn cover_rules(&mut self, dir: &[u8]) -> Result<(), Lost> {
+    pub(super) fn cover_rules(&mut self, dir: &[u8]) -> Result<(), Lost> {
         let Some(id) = self.by_path.get(dir).copied() else { return Ok(()) };
         if self.by_path.contains_key(child_path(dir, GITIGNORE).as_bytes()) {
             return Ok(());
