@@ -21,6 +21,7 @@ use crate::git::judge::{self, BaseFacts};
 use crate::git::pack::PackWriter;
 use crate::git::pin::{self, PinSource};
 use crate::git::refusal::Refusal;
+use crate::process;
 use crate::tx::entry::{Found, GIT_LINK};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -251,9 +252,10 @@ fn judge_index(
 ) -> Result<FoundIndex, Failure> {
     let refused = |refusals: Vec<Refusal>| Failure::Refused { refusals, warnings: Vec::new() };
     let git_dir = session.workspace.git_dir();
+    let boot_id = process::this_host().boot_id;
     let noted = session.place.noted_index().filter(|noted| noted.tree == tree);
     if let Some(noted) = noted
-        && index_known::is_noted(git_dir, &noted)?
+        && index_known::is_noted(git_dir, &boot_id, &noted)?
     {
         let (digest, meaning, is_plain) = (Some(noted.digest), noted.meaning, noted.is_plain);
         return Ok(FoundIndex { digest, meaning, is_plain });
@@ -283,7 +285,7 @@ fn judge_index(
     if staged.is_empty()
         && submodules.is_empty()
         && let Some(noted) =
-            digest.and_then(|d| index_known::to_note(git_dir, d, meaning, tree, is_plain))
+            digest.and_then(|d| index_known::to_note(git_dir, &boot_id, d, meaning, tree, is_plain))
     {
         session.place.note_index(&noted);
     }

@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 
 use super::base::FoundIndex;
-use super::drive::{Stop, chain};
+use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
@@ -22,6 +22,7 @@ use crate::git::index::{Index, IndexError, Meaning};
 use crate::git::index_known::{self, IndexDigest, Trailer};
 use crate::git::index_splice;
 use crate::tx::id::{AttemptKey, Oid};
+use crate::tx::path::RepoPath;
 
 /// The name in the attempt's folder.
 pub(super) const NAME: &str = "index.base";
@@ -37,6 +38,36 @@ pub struct NewIndex {
     pub meaning: Meaning,
     /// A tree says all of it.
     pub is_plain: bool,
+}
+
+impl Driver<'_> {
+    /// Notes how the index looks at the end of an attempt, for the next one, where it is known that
+    /// it has what the tree has.
+    pub(super) fn note_index(&self, tree: Oid) -> Result<(), Failure> {
+        let git_dir = self.session.workspace.git_dir();
+        let of_base = tree == self.spec.base_tree;
+        let (digest, meaning, is_plain) = match self.live.new_index {
+            Some(NewIndex { digest, meaning, is_plain, .. }) => (digest, meaning, is_plain),
+            // It is the one that was found at open.
+            None => match self.session.place.noted_index().filter(|noted| noted.tree == tree) {
+                Some(noted) if of_base => (noted.digest, noted.meaning, noted.is_plain),
+                _ => return Ok(()),
+            },
+        };
+        let list = RepoPath::new(".gitmodules").map_err(Failure::bug)?;
+        if !of_base && self.session.store.lookup(tree, &list)?.is_some() {
+            return Ok(());
+        }
+        let boot_id = &self.spec.boot_id;
+        if index_known::digest_now(git_dir)? == Some(digest)
+            && let Some(noted) =
+                index_known::to_note(git_dir, boot_id, digest, meaning, tree, is_plain)
+            && self.session.place.noted_index().as_ref() != Some(&noted)
+        {
+            self.session.place.note_index(&noted);
+        }
+        Ok(())
+    }
 }
 
 impl NewIndex {
@@ -74,7 +105,7 @@ pub(super) fn keep(
     let git_dir = session.workspace.git_dir();
     if found.is_plain {
         match link(git_dir, folder) {
-            Ok(file) if index_known::digest_of(&file).is_ok_and(|now| now == Some(judged)) => {
+            Ok(file) if index_known::linked(git_dir, &file, judged).unwrap_or(false) => {
                 return Ok(Kept { digest: Some(judged), copy: None });
             }
             Ok(_) => {}

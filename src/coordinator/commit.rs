@@ -403,14 +403,10 @@ impl Driver<'_> {
         fault::point(Point::CommittedRecorded);
         let seal = self.sealed()?;
         let _won: Won = self.won(&seal)?;
-        if let Some(NewIndex { digest, trailer, meaning, is_plain }) = self.live.new_index {
-            let git_dir = self.session.workspace.git_dir();
-            index_known::placed(git_dir, digest, trailer);
-            if let Some(noted) = index_known::to_note(git_dir, digest, meaning, seal.tree, is_plain)
-            {
-                self.session.place.note_index(&noted);
-            }
+        if let Some(NewIndex { digest, trailer, .. }) = self.live.new_index {
+            index_known::placed(self.session.workspace.git_dir(), digest, trailer);
         }
+        self.note_index(seal.tree)?;
         let entries = self.sealed_view()?.file.entries.clone();
         self.remember(entries, seal.tree)?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());

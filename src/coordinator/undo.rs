@@ -128,6 +128,7 @@ impl Driver<'_> {
             )?;
         }
         self.put_back_index()?;
+        self.note_index(self.spec.base_tree)?;
         self.remember(report.new_stats, self.spec.base_tree)?;
         fault::point(Point::Restored);
         for path in report.drift {

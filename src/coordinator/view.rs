@@ -218,6 +218,9 @@ impl Driver<'_> {
             if let Ok(before) = before {
                 self.session.warmth.borrow_mut().moved_on(before, &rewritten);
             }
+            // They are of the manifest before, and may read more of it.
+            self.live.snapshot = None;
+            self.live.sealed = None;
             return Ok(());
         };
         if self.live.snapshot.is_none() {

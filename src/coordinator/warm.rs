@@ -3,7 +3,8 @@
 //! are.
 //!
 //! One connection an attempt, made before the turn and kept: nobody else can take the server's place
-//! meanwhile, and a server that ends, hangs or begins anew is noticed.
+//! meanwhile, and a server that ends, hangs or begins anew is noticed. The server hears only the
+//! process that holds the workspace's lock.
 //!
 //! ```text
 //! driver                                  server
@@ -17,12 +18,15 @@
 //! A process with the same user id may hold up the server, and then all is looked at; it cannot make
 //! it forget an event.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -38,6 +42,9 @@ use crate::tx::settings::Scope;
 const PATIENCE: Duration = Duration::from_millis(300);
 /// How long the watch of a large tree may take to begin, where somebody waits for that.
 const BEGINNING: Duration = Duration::from_mins(2);
+
+/// The longest line: the names of a hundred thousand directories.
+pub const LONGEST: usize = 64 << 20;
 
 /// What a driver says, one a line, as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -185,7 +192,13 @@ pub struct Asked {
 
 /// The talk with a server; or none.
 #[derive(Debug, Default)]
-pub struct Warmth(Option<BufReader<UnixStream>>);
+pub struct Warmth {
+    stream: Option<UnixStream>,
+    /// For one thing that is said or heard, all of it.
+    patience: Duration,
+    /// What was heard and not yet understood.
+    said: Vec<u8>,
+}
 
 impl Warmth {
     /// Finds the server of a work tree, if one watches it.
@@ -200,18 +213,20 @@ impl Warmth {
 
     fn connect_for(place: &Place, patience: Duration) -> Self {
         let opened = std::fs::File::open(&place.state).and_then(|handle| {
-            let stream = UnixStream::connect(reachable(&place.state, &handle, &socket(place)))?;
-            stream.set_read_timeout(Some(patience))?;
-            stream.set_write_timeout(Some(patience))?;
-            Ok(stream)
+            let path = reachable(&place.state, &handle, &socket(place));
+            // One that nobody accepts at would be waited for without an end.
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            connect(&stream, &SocketAddrUnix::new(&path)?)?;
+            Ok(UnixStream::from(stream))
         });
-        Self(opened.ok().map(BufReader::new))
+        Self { stream: opened.ok(), patience, said: Vec::new() }
     }
 
     /// What is to be looked at of a manifest of this generation.
     pub fn ask(&mut self, root: &Root, generation: u64, view: Option<String>) -> Asked {
         let cold = Asked { touched: None, token: None, view: String::new() };
-        let (Some(_), Some(view)) = (&self.0, view) else { return cold };
+        let (Some(_), Some(view)) = (&self.stream, view) else { return cold };
         if let Err(error) = watch::touch_root(root) {
             tracing::debug!(%error, "the root cannot be touched: all is looked at");
             return cold;
@@ -247,32 +262,71 @@ impl Warmth {
 
     /// Whether a server is there.
     pub const fn is_connected(&self) -> bool {
-        self.0.is_some()
+        self.stream.is_some()
     }
 
     fn say(&mut self, said: &Said) -> Option<()> {
         let mut line = serde_json::to_vec(said).ok()?;
         line.push(b'\n');
-        if let Err(error) = self.0.as_mut()?.get_mut().write_all(&line) {
-            self.over(&error);
-            return None;
+        let until = Instant::now() + self.patience;
+        let mut rest = line.as_slice();
+        while !rest.is_empty() {
+            let stream = self.stream.as_mut()?;
+            match stream.write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_for(PollFlags::OUT, until)?;
+                }
+                Err(error) => return self.over(&error),
+            }
         }
         Some(())
     }
 
+    /// One line, within the patience for all of it.
     fn hear(&mut self) -> Option<Answer> {
-        let mut line = Vec::new();
-        let heard = self.0.as_mut()?.read_until(b'\n', &mut line).and_then(|_| {
-            // A line that was cut off is none.
-            serde_json::from_slice(&line).map_err(std::io::Error::other)
-        });
-        heard.inspect_err(|error| self.over(error)).ok()
+        let until = Instant::now() + self.patience;
+        loop {
+            if let Some(end) = self.said.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.said.drain(..=end).collect();
+                return match serde_json::from_slice(&line) {
+                    Ok(answer) => Some(answer),
+                    Err(error) => self.over(&error.into()),
+                };
+            }
+            let mut buffer = [0; 16 << 10];
+            match self.stream.as_mut()?.read(&mut buffer) {
+                Ok(0) => return self.over(&io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) if self.said.len() > LONGEST => {
+                    return self.over(&io::ErrorKind::FileTooLarge.into());
+                }
+                Ok(count) => self.said.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_for(PollFlags::IN, until)?;
+                }
+                Err(error) => return self.over(&error),
+            }
+        }
+    }
+
+    fn wait_for(&mut self, what: PollFlags, until: Instant) -> Option<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return self.over(&io::ErrorKind::TimedOut.into());
+        }
+        let left = Timespec::try_from(left).ok()?;
+        let polled = poll(&mut [PollFd::new(self.stream.as_ref()?, what)], Some(&left));
+        match polled {
+            Ok(_) | Err(Errno::INTR) => Some(()),
+            Err(errno) => self.over(&errno.into()),
+        }
     }
 
     /// An answer that comes late would be taken for the next one.
-    fn over(&mut self, error: &std::io::Error) {
+    fn over<T>(&mut self, error: &io::Error) -> Option<T> {
         tracing::debug!(%error, "nothing more is asked of the server");
-        self.0 = None;
+        self.stream = None;
+        None
     }
 }
 

@@ -8,29 +8,40 @@
 //! A work tree that has more files than may be watched is not watched until the server starts anew.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::warm::{self, Answer, Named, Said};
+use crate::git::lockfile;
 use crate::git::manifest::{Manifest, ManifestError};
-use crate::git::root::Root;
+use crate::git::root::{Root, RootId};
 use crate::git::watch::{Lost, Watch};
 
-/// How long a driver may take to send a line that it has begun.
-const LINE: Duration = Duration::from_millis(100);
-/// The longest line: the names of a hundred thousand directories.
-const LONGEST: u64 = 64 << 20;
+/// How long a driver may take to take an answer.
+const TAKING: Duration = Duration::from_millis(100);
+/// How many may be connected: one drives an attempt, and those that come next.
+const DRIVERS: usize = 64;
+/// How long something that the system refused is not asked of it again.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// A connection, with what it has said of a line so far.
+struct Talker {
+    stream: UnixStream,
+    said: Vec<u8>,
+    /// It has held the workspace's lock since it asked.
+    is_driver: bool,
+}
 
 /// How a watch stands, for figures.
 #[derive(Clone, Debug, Default)]
@@ -82,10 +93,13 @@ pub(super) fn begin(context: &Context, limit: u64) -> Result<Told, Failure> {
         manifest: context.place.manifest(),
         limit,
         listener,
+        git_dir: context.workspace.git_dir().to_owned(),
         drivers: Vec::new(),
+        paused: None,
         watch: None,
         why: "beginning",
         is_off: false,
+        retry_at: None,
         clock: 0,
         begun,
         done,
@@ -111,12 +125,18 @@ struct Watching {
     manifest: PathBuf,
     limit: u64,
     listener: UnixListener,
-    drivers: Vec<BufReader<UnixStream>>,
+    /// Where the lock is.
+    git_dir: PathBuf,
+    drivers: Vec<Talker>,
+    /// Nobody new is heard before then.
+    paused: Option<Instant>,
     watch: Option<Watch>,
     /// Why all is looked at until the watch knows again, in one word.
     why: &'static str,
     /// None is begun any more.
     is_off: bool,
+    /// None is begun before then.
+    retry_at: Option<Instant>,
     /// The last token of the last watch.
     clock: u64,
     begun: Receiver<Result<Watch, Lost>>,
@@ -136,18 +156,22 @@ impl Watching {
             let mut talking = Vec::new();
             {
                 let wake = Arc::clone(&self.wake);
+                let now = Instant::now();
+                self.paused = self.paused.filter(|until| *until > now);
+                let asked = if self.paused.is_some() { PollFlags::empty() } else { PollFlags::IN };
                 let mut fds = vec![
-                    PollFd::new(&self.listener, PollFlags::IN),
+                    PollFd::new(&self.listener, asked),
                     PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN),
                 ];
                 let first = fds.len();
                 for driver in &self.drivers {
-                    fds.push(PollFd::new(driver.get_ref(), PollFlags::IN));
+                    fds.push(PollFd::new(&driver.stream, PollFlags::IN));
                 }
                 let events = self.watch.as_ref().map(Watch::events);
                 fds.extend(events.map(|events| PollFd::from_borrowed_fd(events, PollFlags::IN)));
-                match poll(&mut fds, None) {
-                    Err(Errno::INTR) => continue,
+                let left = self.paused.and_then(|until| Timespec::try_from(until - now).ok());
+                match poll(&mut fds, left.as_ref()) {
+                    Err(Errno::INTR | Errno::NOMEM | Errno::AGAIN) => continue,
                     other => other?,
                 };
                 let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
@@ -169,87 +193,117 @@ impl Watching {
                 self.hear(at);
             }
             if is_new {
-                self.accept()?;
+                self.accept();
             }
         }
     }
 
-    fn accept(&mut self) -> io::Result<()> {
+    fn accept(&mut self) {
         match self.listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(LINE))?;
-                stream.set_write_timeout(Some(LINE))?;
-                self.drivers.push(BufReader::new(stream));
-                Ok(())
+            // One more than can be is let go at once.
+            Ok(_) if self.drivers.len() >= DRIVERS => {}
+            Ok((stream, _)) => match stream.set_nonblocking(true) {
+                Ok(()) => self.drivers.push(Talker { stream, said: Vec::new(), is_driver: false }),
+                Err(error) => tracing::warn!(%error, "a driver is not heard"),
+            },
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::ConnectionAborted
+                        | io::ErrorKind::Interrupted
+                ) => {}
+            Err(error) => {
+                tracing::warn!(%error, "no driver can be heard for a while");
+                self.paused = Some(Instant::now() + PAUSE);
+            }
+        }
+    }
+
+    /// What a driver says; one that says nothing that can be understood is let go.
+    fn hear(&mut self, at: usize) {
+        let mut buffer = vec![0; 64 << 10];
+        let talker = &mut self.drivers[at];
+        match talker.stream.read(&mut buffer) {
+            Ok(count) if count > 0 && talker.said.len() <= warm::LONGEST => {
+                talker.said.extend_from_slice(&buffer[..count]);
             }
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) =>
             {
-                Ok(())
+                return;
             }
-            Err(error) => Err(error),
+            _ => {
+                self.drivers.swap_remove(at);
+                return;
+            }
         }
-    }
-
-    /// One or more lines of a driver; one that says nothing that can be understood is let go.
-    fn hear(&mut self, at: usize) {
-        loop {
-            let mut line = Vec::new();
-            let mut reader = io::Read::take(&mut self.drivers[at], LONGEST);
-            let said = match reader.read_until(b'\n', &mut line) {
-                Ok(1..) => serde_json::from_slice(&line).ok(),
-                _ => None,
+        while let Some(end) = self.drivers[at].said.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.drivers[at].said.drain(..=end).collect();
+            let answered = match serde_json::from_slice(&line) {
+                Ok(said) => self.answer(at, said),
+                Err(error) => Err(error.into()),
             };
-            let Some(said) = said else {
+            if answered.is_err() {
                 self.drivers.swap_remove(at);
-                return;
-            };
-            let answer = match said {
-                Said::Begin if self.watch.is_none() && !self.is_off => {
-                    self.begin_watch();
-                    match self.drivers[at].get_ref().try_clone() {
-                        Ok(stream) => self.waiting.push(stream),
-                        Err(error) => tracing::warn!(%error, "a driver does not hear of the watch"),
-                    }
-                    None
-                }
-                Said::Begin => Some(Answer::default()),
-                Said::Ask { generation, view, root } => Some(self.ask(generation, &view, root)),
-                Said::Looked { token, view, full, rewritten } => {
-                    self.told_by(|watch, manifest| {
-                        watch.looked(token, manifest, &view, full, &paths(&rewritten))
-                    });
-                    None
-                }
-                Said::MovedOn { from, rewritten } => {
-                    self.told_by(|watch, manifest| {
-                        watch.moved_on(from, manifest, &paths(&rewritten))
-                    });
-                    None
-                }
-            };
-            if let Some(answer) = answer
-                && write(self.drivers[at].get_ref(), &answer).is_err()
-            {
-                self.drivers.swap_remove(at);
-                return;
-            }
-            if self.drivers[at].buffer().is_empty() {
                 return;
             }
         }
     }
 
-    fn ask(&mut self, generation: u64, view: &str, root: crate::git::root::RootId) -> Answer {
-        let Some(watch) = self.watch.as_mut().filter(|watch| watch.root().inode == root.inode)
-        else {
-            let why = if self.watch.is_some() { "root" } else { self.why };
-            return self.cold(None, why);
+    /// Whether it is the process that holds the workspace's lock, or held it when it asked first:
+    /// nobody else knows what stands in the tree, and a turn least of all may say so.
+    fn is_driver(&mut self, at: usize) -> bool {
+        if self.drivers[at].is_driver {
+            return true;
+        }
+        let peer = rustix::net::sockopt::socket_peercred(&self.drivers[at].stream);
+        let holder = lockfile::holding_process(&self.git_dir);
+        let is_driver = peer.is_ok_and(|peer| Some(peer.pid.as_raw_nonzero().get()) == holder);
+        self.drivers[at].is_driver = is_driver;
+        is_driver
+    }
+
+    fn answer(&mut self, at: usize, said: Said) -> io::Result<()> {
+        let is_driver = self.is_driver(at);
+        let answer = match said {
+            Said::Begin if self.watch.is_none() && !self.is_off => {
+                self.begin_watch();
+                if self.is_beginning {
+                    self.waiting.push(self.drivers[at].stream.try_clone()?);
+                    return Ok(());
+                }
+                Answer::default()
+            }
+            Said::Begin => Answer::default(),
+            Said::Ask { .. } if !is_driver => self.cold(None, "stranger"),
+            Said::Ask { generation, view, root } => self.ask(generation, &view, root),
+            Said::Looked { .. } | Said::MovedOn { .. } if !is_driver => return Ok(()),
+            Said::Looked { token, view, full, rewritten } => {
+                self.told_by(|watch, manifest| {
+                    watch.looked(token, manifest, &view, full, &paths(&rewritten))
+                });
+                return Ok(());
+            }
+            Said::MovedOn { from, rewritten } => {
+                self.told_by(|watch, manifest| watch.moved_on(from, manifest, &paths(&rewritten)));
+                return Ok(());
+            }
         };
+        write(&self.drivers[at].stream, &answer)
+    }
+
+    fn ask(&mut self, generation: u64, view: &str, root: RootId) -> Answer {
+        let Some(watch) = self.watch.as_mut() else {
+            self.begin_watch();
+            return self.cold(None, self.why);
+        };
+        if watch.root().inode != root.inode {
+            return self.cold(None, "root");
+        }
         match watch.ask(generation, view) {
             Ok((token, Some(touched))) => {
                 self.told.lock().bounded += 1;
@@ -293,17 +347,23 @@ impl Watching {
         self.watch = None;
         self.told.lock().watches = 0;
         self.failed(&lost);
-        self.begin_watch();
+        // What runs the queue over once does so again at once: not before somebody asks.
+        if !matches!(lost, Lost::Overflow) {
+            self.begin_watch();
+        }
     }
 
     fn failed(&mut self, lost: &Lost) {
         self.why = lost.word();
         self.is_off = lost.is_for_good();
+        if matches!(lost, Lost::Limit { .. } | Lost::System(_)) {
+            self.retry_at = Some(Instant::now() + PAUSE);
+        }
     }
 
     /// Begins a watch, by a thread of its own.
     fn begin_watch(&mut self) {
-        if self.is_beginning || self.is_off {
+        if self.is_beginning || self.is_off || self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
         self.is_beginning = true;
@@ -353,8 +413,24 @@ fn paths(hex: &[String]) -> Vec<Vec<u8>> {
     hex.iter().filter_map(|dir| warm::unhex(dir)).collect()
 }
 
+/// All of it at once, or within a moment; who does not take it is let go.
 fn write(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
-    stream.write_all(&line)
+    let until = Instant::now() + TAKING;
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        match stream.write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let left = until.saturating_duration_since(Instant::now());
+                let left = Timespec::try_from(left).map_err(io::Error::other)?;
+                if poll(&mut [PollFd::new(stream, PollFlags::OUT)], Some(&left))? == 0 {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

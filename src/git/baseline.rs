@@ -162,8 +162,15 @@ pub fn establish(
         updates = tracked_updates(request, &current, from, moved, &mut baseline.submodules)?;
         // What HEAD says of them has changed: whether they are as it says has to be looked at.
         if let Some(only) = &mut only {
-            for path in updates.keys() {
+            for (path, entry) in &updates {
                 only.path(path);
+                let is_tracked = entry.as_ref().is_some_and(|entry| entry.tracked.is_some());
+                let mut above = path.parent().filter(|_| !is_tracked);
+                // Whether a directory above is ignored by now is seen where it is listed.
+                while let Some(dir) = above {
+                    only.path(&dir);
+                    above = dir.parent();
+                }
             }
         }
         current.apply(updates.clone());

@@ -2,12 +2,14 @@
 //! the digest. An index of 100,000 paths takes longer to read, to hash and to parse than all that is
 //! done with it. A note of it ([`Noted`]) spares the next process that.
 //!
+//! A file is taken for the one that was read where all its stat data is the same, and older than the
+//! clock could tell apart when it was seen: the proof that the scan has. Where that is no proof, or
+//! only the time of change of the inode differs (another name of it came or went), the bytes are
+//! hashed and have to fit the trailer that was known. git itself reads an index without looking at
+//! its trailer: the trailer alone says nothing.
+//!
 //! # Limitations
-//! A file is taken for the one that was read where inode, size and time of change of its bytes are
-//! the same, and so is its trailer: git's checksum of all before it. Who writes into the file in
-//! place, keeps these and spoils the rest has made an index that nobody can read; that is told where
-//! it is read next. Without a trailer (`index.skipHash`) all of its stat data has to be the same, and
-//! older than the clock can tell apart: the proof that the scan has.
+//! An index without a trailer (`index.skipHash`) is read again where stat data is no proof.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
 use super::dir::{Dir, DirError};
@@ -48,13 +51,28 @@ struct Seen {
     stat_is_proof: bool,
 }
 
+/// How a file stands to one that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Likeness {
+    /// It has the bytes.
+    Same,
+    /// It has them if they fit the trailer.
+    IfWhole,
+    Other,
+}
+
 impl Seen {
-    /// Whether a file that looks like `now` has the bytes that were read.
-    fn is(&self, now: &Self) -> bool {
+    fn likeness(&self, now: &Self) -> Likeness {
         let looks = |stat: &Stat| (stat.inode, stat.size, stat.mtime_ns);
-        let same = looks(&self.stat) == looks(&now.stat) && self.trailer == now.trailer;
-        same && (self.trailer != Trailer::default()
-            || (self.stat_is_proof && self.stat == now.stat))
+        if looks(&self.stat) != looks(&now.stat) || self.trailer != now.trailer {
+            Likeness::Other
+        } else if self.stat_is_proof && self.stat == now.stat {
+            Likeness::Same
+        } else if self.trailer == Trailer::default() {
+            Likeness::Other
+        } else {
+            Likeness::IfWhole
+        }
     }
 }
 
@@ -65,9 +83,11 @@ struct SeenFile {
 }
 
 /// What is known of an index that has what a tree has, for the next process.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
     seen: Seen,
+    /// A power loss may take bytes and leave stat data.
+    boot_id: String,
     /// Of its bytes.
     pub digest: IndexDigest,
     /// What it means.
@@ -119,6 +139,7 @@ pub fn read(git_dir: &Path) -> Result<Option<(Vec<u8>, IndexDigest)>, DirError> 
     let digest = digest(&bytes);
     let after = look(&file).map_err(&failed)?;
     if after.stat == before.stat && trailer(&bytes) == after.trailer {
+        // What was read before, by the looks of the file before.
         see(git_dir, before, digest);
     }
     Ok(Some((bytes, digest)))
@@ -130,10 +151,45 @@ fn see(git_dir: &Path, seen: Seen, digest: IndexDigest) {
     files.push_front(SeenFile { git_dir: git_dir.to_owned(), seen, digest });
 }
 
-fn look_now(git_dir: &Path) -> Result<Option<Seen>, DirError> {
-    let Some(file) = Dir::open(git_dir)?.open_file(NAME.as_bytes())? else { return Ok(None) };
+fn open_now(git_dir: &Path) -> Result<Option<File>, DirError> {
+    Dir::open(git_dir)?.open_file(NAME.as_bytes())
+}
+
+/// Whether a file has bytes that were read before; then it is known as it looks now.
+fn recognise(git_dir: &Path, file: &File, known: Seen, digest: IndexDigest) -> bool {
     // One that is being written is told by who reads it.
-    Ok(look(&file).ok())
+    let Ok(now) = look(file) else { return false };
+    match known.likeness(&now) {
+        Likeness::Other => false,
+        Likeness::Same => true,
+        Likeness::IfWhole => {
+            let is_whole = hashes_to(file, &now);
+            if is_whole {
+                see(git_dir, now, digest);
+            }
+            is_whole
+        }
+    }
+}
+
+/// Whether the bytes before the trailer hash to it, and the file looks the same after.
+fn hashes_to(file: &File, seen: &Seen) -> bool {
+    let mut hash = Sha1::new();
+    let mut left = seen.stat.size.saturating_sub(seen.trailer.len() as u64);
+    let (mut at, mut buffer) = (0, vec![0; 256 << 10]);
+    while left > 0 {
+        let want = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        match file.read_at(&mut buffer[..want], at) {
+            Ok(0) | Err(_) => return false,
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                at += count as u64;
+                left -= count as u64;
+            }
+        }
+    }
+    hash.finalize().as_slice() == seen.trailer
+        && look(file).is_ok_and(|after| after.stat == seen.stat && after.trailer == seen.trailer)
 }
 
 /// Lets this module know that a file, which is to become the index, was just written with bytes of
@@ -146,25 +202,45 @@ pub fn written(git_dir: &Path, file: &File, digest: IndexDigest, trailer: Traile
     }
 }
 
-/// What an index file by another name means, if it is one that was read or written; it is not read
-/// here.
-pub fn meaning_known(file: &File) -> std::io::Result<Option<Meaning>> {
-    Ok(digest_of(file)?.and_then(|digest| known_meaning(&digest)))
+/// What an index file means that this process has written and nobody else has a name of yet: by its
+/// looks alone.
+pub fn meaning_as_written(file: &File) -> std::io::Result<Option<Meaning>> {
+    let now = look(file)?;
+    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = files
+        .iter()
+        .find(|file| file.seen.stat == now.stat && file.seen.likeness(&now) != Likeness::Other);
+    Ok(known.and_then(|file| known_meaning(&file.digest)))
 }
 
 /// Lets this module know that bytes with a digest and a trailer were just put in place of the index.
 pub fn placed(git_dir: &Path, digest: IndexDigest, trailer: Trailer) {
-    if let Ok(Some(seen)) = look_now(git_dir)
-        && seen.trailer == trailer
-    {
-        see(git_dir, Seen { stat_is_proof: false, ..seen }, digest);
+    if let Ok(Some(file)) = open_now(git_dir) {
+        written(git_dir, &file, digest, trailer);
     }
+}
+
+/// Lets this module know that a known index has got another name, `file`: whether it is that one, by
+/// its looks. Its bytes are looked at before anything rests on them.
+pub fn linked(git_dir: &Path, file: &File, digest: IndexDigest) -> std::io::Result<bool> {
+    let now = look(file)?;
+    let is_it = {
+        let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        files
+            .iter()
+            .any(|known| known.digest == digest && known.seen.likeness(&now) != Likeness::Other)
+    };
+    if is_it {
+        see(git_dir, Seen { stat_is_proof: false, ..now }, digest);
+    }
+    Ok(is_it)
 }
 
 /// What is to be noted of an index that this process has read or put in place, and that has what
 /// `tree` has, without submodules.
 pub fn to_note(
     git_dir: &Path,
+    boot_id: &str,
     digest: IndexDigest,
     meaning: Meaning,
     tree: Oid,
@@ -172,22 +248,23 @@ pub fn to_note(
 ) -> Option<Noted> {
     let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
     let file = files.iter().find(|file| file.git_dir == git_dir && file.digest == digest)?;
-    Some(Noted { seen: file.seen, digest, meaning, tree, is_plain })
+    let boot_id = boot_id.to_owned();
+    Some(Noted { seen: file.seen, boot_id, digest, meaning, tree, is_plain })
 }
 
-/// Whether the index is the one that was noted: then it is known from now on, unread.
-pub fn is_noted(git_dir: &Path, noted: &Noted) -> Result<bool, DirError> {
-    let Some(now) = look_now(git_dir)?.filter(|now| noted.seen.is(now)) else { return Ok(false) };
-    see(git_dir, Seen { stat_is_proof: noted.seen.stat_is_proof, ..now }, noted.digest);
+/// Whether the index is the one that was noted: then it is known from now on.
+pub fn is_noted(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<bool, DirError> {
+    let Some(file) = open_now(git_dir)?.filter(|_| noted.boot_id == boot_id) else {
+        return Ok(false);
+    };
+    if !recognise(git_dir, &file, noted.seen, noted.digest) {
+        return Ok(false);
+    }
+    if noted.seen.stat_is_proof && look(&file).is_ok_and(|now| now.stat == noted.seen.stat) {
+        see(git_dir, noted.seen, noted.digest);
+    }
     remember(noted.digest, noted.meaning);
     Ok(true)
-}
-
-/// The digest of an index file by another name, if it is one that was read; it is not read here.
-pub fn digest_of(file: &File) -> std::io::Result<Option<IndexDigest>> {
-    let now = look(file)?;
-    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(files.iter().find(|file| file.seen.is(&now)).map(|file| file.digest))
 }
 
 /// The digest of the index file of a git directory; one that is known is not read.
@@ -199,10 +276,21 @@ pub fn digest_now(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
 }
 
 fn known_file(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
-    let Some(now) = look_now(git_dir)? else { return Ok(None) };
-    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-    let known = files.iter().find(|file| file.git_dir == git_dir && file.seen.is(&now));
-    Ok(known.map(|file| file.digest))
+    let Some(file) = open_now(git_dir)? else { return Ok(None) };
+    let Ok(now) = look(&file) else { return Ok(None) };
+    let known = {
+        let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        let like = |wanted| {
+            files
+                .iter()
+                .find(|file| file.git_dir == git_dir && file.seen.likeness(&now) == wanted)
+                .map(|file| (file.seen, file.digest))
+        };
+        like(Likeness::Same).or_else(|| like(Likeness::IfWhole))
+    };
+    Ok(known
+        .filter(|(seen, digest)| recognise(git_dir, &file, *seen, *digest))
+        .map(|(_, digest)| digest))
 }
 
 /// What the index file of a git directory means; `None` where there is none.
@@ -273,5 +361,37 @@ mod tests {
         std::fs::remove_file(git_dir.join(NAME)).expect("removed");
         assert_eq!(digest_now(&git_dir).expect("looked"), None);
         assert_eq!(meaning_now(&git_dir).expect("looked"), None);
+    }
+
+    /// In place, with the old trailer and the old time: git takes such an index for good.
+    #[test]
+    fn a_trailer_and_a_time_prove_nothing() {
+        let repo = Repo::new();
+        let git_dir = repo.git_dir();
+        repo.commit("a", "one\n");
+        let path = git_dir.join(NAME);
+        let (bytes, digest) = read(&git_dir).expect("read").expect("there");
+        let (meaning, boot) = (meaning_of(&bytes).expect("git's"), "boot");
+        let noted = to_note(&git_dir, boot, digest, meaning, Oid::EMPTY_TREE, true).expect("known");
+        // Another name of it is no change.
+        std::fs::hard_link(&path, git_dir.join("other")).expect("linked");
+        let file = File::open(git_dir.join("other")).expect("opened");
+        assert!(linked(&git_dir, &file, digest).expect("looked"));
+        assert_eq!(digest_now(&git_dir).expect("read"), Some(digest));
+        assert!(is_noted(&git_dir, boot, &noted).expect("looked"));
+        assert!(!is_noted(&git_dir, "another boot", &noted).expect("looked"));
+
+        let modified = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
+        let mut spoilt = bytes;
+        spoilt[12 + 60] |= 0x80;
+        std::fs::write(&path, &spoilt).expect("written");
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(modified))
+            .expect("set");
+        assert!(repo.git(&["ls-files", "-v"]).starts_with("h "), "git believes it");
+        assert_eq!(digest_now(&git_dir).expect("read"), Some(super::digest(&spoilt)));
+        assert!(!is_noted(&git_dir, boot, &noted).expect("looked"));
     }
 }

@@ -18,7 +18,7 @@
 //! - What the file says of its holder is for people; only the kernel's lock counts.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -87,6 +87,36 @@ pub struct WorkspaceLock {
     path: PathBuf,
     device: u64,
     inode: u64,
+}
+
+/// How often the kernel's list of locks is looked through.
+const LOOKS: u32 = 3;
+
+/// The process that holds the workspace's lock, by the kernel's own word (`/proc/locks`); `None`
+/// where none does, or that cannot be told. Who shares the lock is not named.
+pub fn holding_process(git_dir: &Path) -> Option<i32> {
+    let inode = std::fs::metadata(git_dir.join(LOCK_NAME)).ok()?.ino().to_string();
+    // `1: FLOCK  ADVISORY  WRITE 4711 fe:00:2229 0 EOF`, see proc_locks(5).
+    let find = |locks: &str| {
+        locks.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, "FLOCK", _, "WRITE", pid, place, ..] = words.as_slice() else { return None };
+            (place.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok()).flatten()
+        })
+    };
+    // The list changes between two reads of it, so that a line may be left out.
+    (0..LOOKS).find_map(|_| find(&all_locks().ok()?))
+}
+
+fn all_locks() -> io::Result<String> {
+    let mut file = File::open("/proc/locks")?;
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(String::from_utf8_lossy(&all).into_owned()),
+            count => all.extend_from_slice(&buffer[..count]),
+        }
+    }
 }
 
 impl WorkspaceLock {

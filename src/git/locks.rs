@@ -152,6 +152,11 @@ impl Target {
         self.prep()?.read(what.pending())
     }
 
+    /// Nothing is to be put in place of it; not durable by itself.
+    pub fn drop_pending(&self, what: Guarded) -> Result<(), DirError> {
+        self.prep()?.unlink(what.pending()).map(drop)
+    }
+
     /// The file of what is written to be put in place.
     pub fn pending_file(&self, what: Guarded) -> Result<Option<std::fs::File>, DirError> {
         self.prep()?.open_file(what.pending())

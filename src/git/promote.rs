@@ -136,6 +136,13 @@ pub fn prepare(
     let line = format!("{to}\n");
     let branch = (from != to).then_some((target.moving(), line.as_bytes()));
     let index = new_index.map(|bytes| (Guarded::Index, bytes));
+    // What an earlier seal of the attempt was to put in place is not of this one.
+    if branch.is_none() {
+        target.drop_pending(target.moving())?;
+    }
+    if index.is_none() {
+        target.drop_pending(Guarded::Index)?;
+    }
     let pending: Vec<_> = branch.into_iter().chain(index).collect();
     target.write_all_pending(&pending)
 }
@@ -190,7 +197,7 @@ fn move_index(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
         // In place already, or none was needed.
         return Ok(());
     };
-    let known = index_known::meaning_known(&file);
+    let known = index_known::meaning_as_written(&file);
     let known = known.map_err(|e| DirError::new("read", &target.git_dir.join("index"), e))?;
     let wanted = match known {
         Some(known) => known,

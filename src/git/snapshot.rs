@@ -37,9 +37,13 @@ pub(super) struct Rows {
 impl Rows {
     pub(super) fn open(path: &Path) -> Result<Self, ManifestError> {
         let wrong = |source| database(path, source);
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // Not read-only: what a crash left beside the file could not be cleared away then.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags).map_err(wrong)?;
-        db.execute_batch("PRAGMA busy_timeout=5000; PRAGMA cell_size_check=ON;").map_err(wrong)?;
+        db.execute_batch(
+            "PRAGMA busy_timeout=5000; PRAGMA cell_size_check=ON; PRAGMA query_only=ON;",
+        )
+        .map_err(wrong)?;
         let (read, all) = (FrozenMap::new(), OnceLock::new());
         Ok(Self { db: Mutex::new(db), path: path.to_owned(), read, all })
     }

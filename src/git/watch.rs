@@ -54,6 +54,7 @@ const LOCAL: [u32; 8] = [
 ];
 /// How long the event of a touch may take: it is there already where it comes at all.
 const COOKIE: Duration = Duration::from_millis(100);
+const OVERLAY: u32 = 0x794c_7630;
 const ROOT: u32 = 0;
 
 /// Why a watch is worth nothing any more.
@@ -73,6 +74,8 @@ pub enum Lost {
     Limit {
         /// How many there were.
         limit: u64,
+        /// The bound is a setting, not what the kernel has left.
+        is_own: bool,
     },
     /// The root was touched, and no event came of it.
     #[error("a touch of the root caused no event")]
@@ -108,7 +111,7 @@ impl Lost {
 
     /// Whether beginning anew would come to the same.
     pub const fn is_for_good(&self) -> bool {
-        matches!(self, Self::Limit { .. } | Self::FileSystem { .. })
+        matches!(self, Self::Limit { is_own: true, .. } | Self::FileSystem { .. })
     }
 }
 
@@ -132,6 +135,8 @@ pub struct Watch {
     events: OwnedFd,
     root: Root,
     limit: u64,
+    /// The tree lies on an overlay.
+    is_overlay: bool,
     dirs: HashMap<u32, Dir>,
     by_path: HashMap<Vec<u8>, u32>,
     next: u32,
@@ -197,6 +202,7 @@ impl Watch {
             events,
             root,
             limit,
+            is_overlay: magic == OVERLAY,
             dirs: HashMap::new(),
             by_path: HashMap::new(),
             next: ROOT,

@@ -19,7 +19,7 @@ use crate::git::rules::BaseRules;
 use crate::git::scan::{Scan, ScanRequest, scan};
 use crate::git::touched::Touched;
 use crate::git::watch::{Lost, Watch, touch_root};
-use crate::tx::entry::Entry;
+use crate::tx::entry::{Change, Entry, Kind, Stat};
 use crate::tx::path::RepoPath;
 
 const MANY: u64 = 100_000;
@@ -274,7 +274,7 @@ fn a_watch_gives_up_by_name() {
     assert!(matches!(silent, Err(Lost::Cookie)), "nobody touched the root: {silent:?}");
     let root = Root::open(watched.tree.root.path()).expect("opened");
     let few = Watch::begin(root, &watched.tree.manifest, 7, 0);
-    assert!(matches!(few, Err(Lost::Limit { limit: 7 })), "{few:?}");
+    assert!(matches!(few, Err(Lost::Limit { limit: 7, is_own: true })), "{few:?}");
 }
 
 #[test]
@@ -355,6 +355,18 @@ fn without_doubts(mut scan: Scan) -> Scan {
     scan
 }
 
+/// What stands at a changed path, as a seal keeps it.
+fn sealed(change: Change) -> (RepoPath, Option<Entry>) {
+    let entry = change.after.map(|found| Entry {
+        kind: found.kind,
+        stat: found.stat,
+        stat_is_proof: true,
+        raw: crate::tx::id::Oid::ZERO,
+        tracked: change.before.and_then(|before| before.tracked),
+    });
+    (change.path, entry)
+}
+
 /// All entries but what times say, which differ from look to look.
 fn entries(baseline: &Baseline) -> Vec<(RepoPath, Entry)> {
     let mut all: Vec<_> = baseline
@@ -363,18 +375,10 @@ fn entries(baseline: &Baseline) -> Vec<(RepoPath, Entry)> {
         .map(|(path, packed)| {
             let mut entry = packed.entry();
             entry.stat_is_proof = false;
-            if entry.kind == crate::tx::entry::Kind::Directory {
+            if entry.kind == Kind::Directory {
                 let (mode, uid, gid) = (entry.stat.mode, entry.stat.uid, entry.stat.gid);
-                entry.stat = crate::tx::entry::Stat {
-                    mode,
-                    uid,
-                    gid,
-                    size: 0,
-                    mtime_ns: 0,
-                    ctime_ns: 0,
-                    inode: 0,
-                    links: 0,
-                };
+                entry.stat =
+                    Stat { mode, uid, gid, size: 0, mtime_ns: 0, ctime_ns: 0, inode: 0, links: 0 };
             }
             entry.stat.links = 0;
             (path, entry)
@@ -393,7 +397,7 @@ proptest! {
     fn finds_what_a_full_look_finds(
         first in steps(25),
         tracked in any::<bool>(),
-        turns in proptest::collection::vec(steps(8), 1..4),
+        turns in proptest::collection::vec((steps(8), steps(4), steps(4)), 1..4),
     ) {
         let tree = Tree::new();
         let outside = tree.dir.path().join("outside");
@@ -405,10 +409,10 @@ proptest! {
             tree.git(&["commit", "-q", "--allow-empty", "-m", "x"]);
         }
         let mut watched = Watched::new(tree);
-        for turn in &turns {
+        for (turn, check, between) in &turns {
             let baseline = watched.establish();
             let base_rules = rules_of(&watched.tree, &baseline);
-            let base = (baseline, base_rules);
+            let mut base = (baseline, base_rules);
             for one in turn {
                 step(watched.tree.root.path(), &outside, one);
             }
@@ -417,6 +421,24 @@ proptest! {
             prop_assert_eq!(told(&narrow), told(&full));
             prop_assert_eq!(&narrow.unreadable, &full.unreadable);
             prop_assert_eq!(&narrow.attributes, &full.attributes);
+
+            // As after the seal: against what was found, with what a post-check leaves.
+            base.0.snapshot.apply(full.changes.into_iter().map(sealed));
+            base.1 = rules_of(&watched.tree, &base.0);
+            for one in check {
+                step(watched.tree.root.path(), &outside, one);
+            }
+            let (full, narrow) = watched.scans(&base);
+            let (full, narrow) = (without_doubts(full), without_doubts(narrow));
+            prop_assert_eq!(told(&narrow), told(&full));
+            // As an undo and others do between two attempts.
+            for one in between {
+                step(watched.tree.root.path(), &outside, one);
+            }
+            watched.ask();
+            for one in check.iter().rev().chain(turn) {
+                step(watched.tree.root.path(), &outside, one);
+            }
 
             // The same manifest, brought up to date by a look at all.
             let copy = watched.tree.dir.path().join("copy.db");

@@ -70,7 +70,7 @@ impl Watch {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) if id != ROOT => {
                     self.lose(path);
                 }
-                Err(Errno::ACCESS | Errno::PERM) => drop(self.blind.insert(id)),
+                Err(Errno::ACCESS | Errno::PERM) if id != ROOT => self.lose(path),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -118,6 +118,11 @@ impl Watch {
                 FileType::Directory => OF_OTHER,
                 _ => OF_FILE,
             };
+            if matches!(names.list[at].2, FileType::Directory | FileType::Unknown) {
+                // It is new, or came again: nothing of it is watched. Where it is ignored, no look
+                // goes there.
+                self.whole.insert(full, self.clock);
+            }
             self.watch_name(id, handle, name, flags)?;
         }
         Ok(())
@@ -162,11 +167,11 @@ impl Watch {
         path.extend_from_slice(name);
         let limit = self.limit;
         if self.count() >= limit {
-            return Err(Lost::Limit { limit });
+            return Err(Lost::Limit { limit, is_own: true });
         }
         match inotify::add_watch(&self.events, OsStr::from_bytes(&path), flags) {
             Ok(wd) => Ok(wd),
-            Err(Errno::NOSPC) => Err(Lost::Limit { limit: self.count() }),
+            Err(Errno::NOSPC) => Err(Lost::Limit { limit: self.count(), is_own: false }),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -184,6 +189,8 @@ impl Watch {
     }
 
     pub(super) fn cover_all(&mut self, manifest: &Manifest) -> Result<(), Lost> {
+        // Before the rows: one that is written meanwhile is not covered.
+        let generation = manifest.meta()?.generation;
         // Parents come before what is in them.
         for (dir, row) in manifest.rows_beneath(b"")? {
             self.cover(&dir, &row)?;
@@ -191,7 +198,7 @@ impl Watch {
         for dir in manifest.ignored_rules()? {
             self.cover_rules(&dir)?;
         }
-        self.covers = Some(manifest.meta()?.generation);
+        self.covers = Some(generation);
         Ok(())
     }
 
@@ -297,6 +304,10 @@ impl Watch {
                 }
                 Kind::Mount => {}
                 kind => {
+                    if self.is_overlay && child.stat().links > 1 {
+                        // A name of a lower layer may be another inode later on.
+                        self.blind.insert(id);
+                    }
                     let flags = if kind == Kind::NestedRepository { OF_OTHER } else { OF_FILE };
                     if self.watch_name(id, &handle, child.name, flags)? {
                         self.touch(id);
