@@ -213,7 +213,10 @@ impl Driver<'_> {
                 ),
             );
         }
-        let file = SealFile { index_meaning: turn_index.meaning, entries: made.entries };
+        let of_rules = scan.ignored_rules.iter().map(|(dir, bytes)| (hex(dir), hex(bytes)));
+        let ignored_rules = Some(of_rules.collect());
+        let file =
+            SealFile { index_meaning: turn_index.meaning, entries: made.entries, ignored_rules };
         file.write(&self.session.place.attempt(&self.key))?;
         self.live.sealed = Some(self.view_of(file)?);
         self.live.scope_seen = true;

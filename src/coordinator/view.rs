@@ -19,10 +19,10 @@ use super::drive::{Driver, Stop};
 use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::warm;
+use super::warm::{self, unhex};
 use crate::base::durable;
 use crate::git::baseline;
-use crate::git::manifest::{Described, EntryChange};
+use crate::git::manifest::{Described, EntryChange, IgnoredRules};
 use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
 use crate::git::scan::{self, Scan, ScanError, ScanRequest};
 use crate::git::snapshot::Snapshot;
@@ -45,6 +45,10 @@ pub struct SealFile {
     pub index_meaning: String,
     /// What stands at each path that differs from the base.
     pub entries: Vec<EntryChange>,
+    /// The rules that are ignored themselves, directory and bytes in hex digits. `None` where what
+    /// sealed did not keep them: then they are those of the base.
+    #[serde(default)]
+    pub ignored_rules: Option<Vec<(String, String)>>,
 }
 
 impl SealFile {
@@ -250,6 +254,14 @@ impl Driver<'_> {
     pub(super) fn view_of(&mut self, file: SealFile) -> Result<SealView, Stop> {
         let mut snapshot = Snapshot::clone(&*self.snapshot()?);
         snapshot.apply(file.entries.iter().cloned());
+        if let Some(told) = &file.ignored_rules {
+            // Without them, what they ignore would look as if it had come since the seal.
+            let read = |(dir, bytes): &(String, String)| Some((unhex(dir)?, unhex(bytes)?));
+            let rules: Option<IgnoredRules> = told.iter().map(read).collect();
+            let rules = rules.ok_or_else(|| Stop::damaged("the rules of the seal"))?;
+            let meta = snapshot.meta();
+            snapshot = snapshot.described_by(meta, rules);
+        }
         let rules = base_rules(&self.session.store, &snapshot)?;
         Ok(SealView { snapshot, rules, file, of_earlier: false })
     }

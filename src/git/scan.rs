@@ -128,7 +128,7 @@ pub struct Scan {
     /// Only without a base: entries of the manifest that are ignored or excluded by now and that
     /// git does not track. Sorted.
     pub dropped: Vec<RepoPath>,
-    /// Only without a base: see [`IgnoredRules`].
+    /// Of the tree as it is: see [`IgnoredRules`].
     pub ignored_rules: IgnoredRules,
     /// The clock that files are stamped with, before the first look.
     pub started_ns: i64,

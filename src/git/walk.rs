@@ -321,18 +321,16 @@ impl<'a> Worker<'a> {
             ignored: view.ignored,
         };
         let turn = enter(&task.turn, disk.as_deref());
-        let Some(files) = request.base else {
-            if let Some(bytes) = disk
-                && !row.and_then(|row| row.get(GITIGNORE)).is_some_and(|entry| entry.is_tracked())
-            {
-                let path = own();
-                let (path, rules) = (path.as_bytes(), request.rules);
-                if rules.ignores(&turn.level, path, false) || rules.excludes(path, false) {
-                    self.out.ignored_rules.insert(task.dir.clone(), bytes);
-                }
+        if let Some(bytes) = &disk
+            && !row.and_then(|row| row.get(GITIGNORE)).is_some_and(|entry| entry.is_tracked())
+        {
+            let path = own();
+            let (path, rules) = (path.as_bytes(), request.rules);
+            if rules.ignores(&turn.level, path, false) || rules.excludes(path, false) {
+                self.out.ignored_rules.insert(task.dir.clone(), bytes.clone());
             }
-            return Ok((turn.clone(), turn));
-        };
+        }
+        let Some(files) = request.base else { return Ok((turn.clone(), turn)) };
         let base = files.get(&task.dir).filter(|_| !task.base.ignored);
         if task.base.is(&task.turn) && base == disk.as_deref() {
             return Ok((turn.clone(), turn));

@@ -346,3 +346,19 @@ fn the_turns_git_syncs_refs_unless_somebody_decided_otherwise() {
     repo.run(&[], "git config core.fsync > seen").exits(0);
     assert_eq!(repo.read("seen"), "none\n");
 }
+
+/// A folder that ignores itself by rules of its own was ignored by the base, and is not by the turn:
+/// what is in it has not come since the seal.
+#[test]
+fn a_folder_that_ignores_itself_stays_where_the_turn_no_longer_does() {
+    let repo = Repo::new();
+    repo.write(".gitignore", "venv/\n");
+    repo.git(&["add", "-A"]);
+    repo.git(&["commit", "-qm", "rules"]);
+    repo.write("venv/.gitignore", "*\n");
+    repo.write("venv/lib", "precious\n");
+    let ran = repo.run(&["--check", "true"], "echo '*.o' > .gitignore").exits(0).json();
+    assert_eq!(repo.read("venv/lib"), "precious\n");
+    assert_eq!(repo.read("venv/.gitignore"), "*\n");
+    assert_eq!((repo.status().as_str(), &ran["warnings"]), ("", &serde_json::json!([])));
+}

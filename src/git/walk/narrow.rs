@@ -41,11 +41,9 @@ pub(super) fn carry_over(
         }
     }
     all.attributes = attributes.into_iter().collect();
-    if request.base.is_none() {
-        for (dir, bytes) in request.snapshot.ignored_rules() {
-            if !all.ignored_rules.contains_key(dir) && holds(dir, GITIGNORE)? {
-                all.ignored_rules.insert(dir.clone(), bytes.clone());
-            }
+    for (dir, bytes) in request.snapshot.ignored_rules() {
+        if !all.ignored_rules.contains_key(dir) && holds(dir, GITIGNORE)? {
+            all.ignored_rules.insert(dir.clone(), bytes.clone());
         }
     }
     all.dropped = dropped;
