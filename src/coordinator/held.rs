@@ -124,7 +124,7 @@ fn tree(
     if !manifest.exists() {
         return Err("what was known of it at open is gone".to_owned());
     }
-    let snapshot = Manifest::open(&manifest).and_then(|manifest| manifest.load());
+    let snapshot = Manifest::open_to_read(&manifest).and_then(|manifest| manifest.load());
     let snapshot = snapshot.map_err(|error| chain(&error))?;
     let told = snapshot.meta().described.head_tree;
     let sealed_tree = record.state.seal().map(|seal| seal.tree);

@@ -40,14 +40,16 @@ CREATE TABLE meta (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   generation INTEGER NOT NULL,
   head_tree BLOB,
-  device INTEGER, inode INTEGER, mount INTEGER
+  device INTEGER, inode INTEGER, mount INTEGER,
+  notable_sum INTEGER NOT NULL DEFAULT 0
 );
 -- One that is made anew does not come to the numbers of an earlier one.
 INSERT INTO meta (one, generation) VALUES (1, abs(random() / 4));
 ";
 
 /// Version 2 has a table of what is notable ([`is_notable`]).
-const SCHEMA_2: &str = "CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID";
+const SCHEMA_2: &str = "CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID;
+    ALTER TABLE meta ADD COLUMN notable_sum INTEGER NOT NULL DEFAULT 0";
 
 const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
 
@@ -70,7 +72,7 @@ pub enum ManifestError {
         /// Its version.
         found: i64,
     },
-    /// There is none yet.
+    /// There is none yet, or one of an earlier version.
     #[error("there is no manifest {}", path.display())]
     Missing {
         /// The file.
@@ -159,7 +161,8 @@ impl Manifest {
             db.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrong)?;
         match found {
             VERSION => Ok(Self { db, path: path.to_owned() }),
-            0 => Err(ManifestError::Missing { path: path.to_owned() }),
+            // Whoever holds the lock makes it, or brings it up to date.
+            0 | 1 => Err(ManifestError::Missing { path: path.to_owned() }),
             _ => Err(ManifestError::Version { path: path.to_owned(), found }),
         }
     }
@@ -214,10 +217,20 @@ impl Manifest {
         let wrong = |source| database(&self.path, source);
         let mut query = self.db.prepare("SELECT path FROM notable").map_err(wrong)?;
         let rows = query.query_map([], |row| row.get::<_, Vec<u8>>(0)).map_err(wrong)?;
-        rows.map(|path| {
-            RepoPath::new(path.map_err(wrong)?).map_err(|_| self.damaged("a notable path"))
-        })
-        .collect()
+        let found: BTreeSet<RepoPath> = rows
+            .map(|path| {
+                RepoPath::new(path.map_err(wrong)?).map_err(|_| self.damaged("a notable path"))
+            })
+            .collect::<Result<_, ManifestError>>()?;
+        let sum: i64 = self
+            .db
+            .query_row("SELECT notable_sum FROM meta", [], |row| row.get(0))
+            .map_err(wrong)?;
+        // What is left out here is neither pinned nor taken for ignored.
+        if sum != found.iter().map(|path| sum_of(path.as_bytes())).sum::<i64>() {
+            return Err(self.damaged("the list of what is notable"));
+        }
+        Ok(found)
     }
 
     fn rules(&self) -> Result<IgnoredRules, ManifestError> {
@@ -261,12 +274,15 @@ impl Manifest {
             let mut delete = tx.prepare("DELETE FROM dir WHERE path = ?1").map_err(wrong)?;
             let mut note = tx.prepare(NOTE).map_err(wrong)?;
             let mut forget = tx.prepare("DELETE FROM notable WHERE path = ?1").map_err(wrong)?;
+            let mut sum = 0;
             for (dir, children) in by_directory(changes) {
                 let row = read_row(&mut read, path, &dir)?;
                 let merged = merge(row.as_ref(), children);
                 for (child, is) in notable_changes(&dir, row.as_ref(), merged.as_ref()) {
                     let statement = if is { &mut note } else { &mut forget };
                     statement.execute([child.as_bytes()]).map_err(wrong)?;
+                    let one = sum_of(child.as_bytes());
+                    sum += if is { one } else { -one };
                 }
                 match merged {
                     Some(row) => write.execute(params![dir, row.as_bytes()]),
@@ -274,6 +290,7 @@ impl Manifest {
                 }
                 .map_err(wrong)?;
             }
+            add_sum(&tx, sum).map_err(wrong)?;
             write_meta(&tx, generation, rules, described).map_err(wrong)?;
         }
         tx.commit().map_err(wrong)?;
@@ -317,7 +334,7 @@ impl Manifest {
         self.run(
             "BEGIN IMMEDIATE; DELETE FROM dir; DELETE FROM ignored_rules; DELETE FROM notable;
              UPDATE meta SET generation = generation + 1, head_tree = NULL,
-                             device = NULL, inode = NULL, mount = NULL;
+                             device = NULL, inode = NULL, mount = NULL, notable_sum = 0;
              COMMIT;",
         )
     }
@@ -414,11 +431,27 @@ pub fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
 
 const NOTE: &str = "INSERT OR IGNORE INTO notable VALUES (?1)";
 
+/// What a path counts in the sum of what is notable: how many there are, and which.
+fn sum_of(path: &[u8]) -> i64 {
+    (1 << 32) + i64::from(crc32fast::hash(path))
+}
+
+fn add_sum(db: &Connection, sum: i64) -> rusqlite::Result<()> {
+    db.execute("UPDATE meta SET notable_sum = notable_sum + ?1", [sum]).map(drop)
+}
+
 fn migrate(db: &mut Connection, path: &Path) -> Result<(), ManifestError> {
     let wrong = |source| database(path, source);
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(wrong)?;
+    let found: i64 =
+        tx.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrong)?;
+    if found != 1 {
+        // Somebody else was quicker.
+        return Ok(());
+    }
     {
         tx.execute_batch(SCHEMA_2).map_err(wrong)?;
+        let mut sum = 0;
         let mut note = tx.prepare(NOTE).map_err(wrong)?;
         let mut query = tx.prepare("SELECT path, entries FROM dir").map_err(wrong)?;
         let mut rows = query.query([]).map_err(wrong)?;
@@ -428,8 +461,10 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), ManifestError> {
             let parsed = Row::parse(&entries).ok_or_else(|| damaged_row(path, &dir))?;
             for (child, _) in notable_changes(&dir, None, Some(&parsed)) {
                 note.execute([child.as_bytes()]).map_err(wrong)?;
+                sum += sum_of(child.as_bytes());
             }
         }
+        add_sum(&tx, sum).map_err(wrong)?;
         tx.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
     }
     tx.commit().map_err(wrong)
@@ -562,6 +597,35 @@ mod tests {
         manifest.reset().expect("reset");
         assert!(manifest.load().expect("loaded").is_empty());
         assert_eq!(manifest.meta().expect("meta").generation, before + 2);
+    }
+
+    /// One of the first version, as it stands on users' disks.
+    #[test]
+    fn a_first_version_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("manifest.db");
+        let manifest = filled(&file);
+        let back = "DROP TABLE notable; ALTER TABLE meta DROP COLUMN notable_sum;
+            PRAGMA user_version = 1";
+        manifest.db.execute_batch(back).expect("as it was");
+        let reader = Manifest::open_to_read(&file);
+        assert!(matches!(reader, Err(ManifestError::Missing { .. })), "nobody else migrates");
+        drop(manifest);
+        let mut manifest = Manifest::open(&file).expect("opened");
+        let names = |manifest: &Manifest| {
+            let snapshot = manifest.load().expect("loaded");
+            snapshot.notable().map(|(path, _)| path.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&manifest), ["a/note"]);
+        let described = manifest.meta().expect("meta").described;
+        let file_of = |name| (path(name), Some(entry(Kind::File, true)));
+        let changes = [(path("a/note"), None), file_of(".gitignore"), file_of("plain")];
+        manifest.apply(changes, None, described).expect("applied");
+        assert_eq!(names(&manifest), [".gitignore"]);
+        let by_lookup = manifest.load_by_lookup().expect("loaded");
+        assert_eq!(by_lookup.len(), manifest.load().expect("loaded").len());
+        manifest.db.execute("DELETE FROM notable", []).expect("lost");
+        assert!(matches!(manifest.load(), Err(ManifestError::Damaged { .. })));
     }
 
     #[test]
