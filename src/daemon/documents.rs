@@ -183,6 +183,9 @@ pub struct WorkspaceDocument {
     pub unsettled: usize,
     /// How many of those are quarantined: an operator decides.
     pub quarantined: usize,
+    /// Files and directories that are watched; 0 where a watch is not set up, `null` where there is
+    /// none.
+    pub watches: Option<u64>,
 }
 
 /// The work trees that are served.

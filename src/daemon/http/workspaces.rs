@@ -71,6 +71,7 @@ pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocum
             queued: in_phase(Phase::Queued).count(),
             unsettled,
             quarantined,
+            watches: server.served[at].watched.get().map(|told| told.now().watches),
         });
     }
     Ok(Json(WorkspacesDocument { schema: SCHEMA, workspaces }))
