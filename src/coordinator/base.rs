@@ -254,8 +254,8 @@ fn judge_index(
     let git_dir = session.workspace.git_dir();
     let boot_id = process::this_host().boot_id;
     let noted = session.place.noted_index().filter(|noted| noted.tree == tree);
-    if let Some(noted) = noted
-        && index_known::is_noted(git_dir, &boot_id, &noted)?
+    if let Some(noted) = &noted
+        && index_known::is_noted(git_dir, &boot_id, noted)?
     {
         let (digest, meaning, is_plain) = (Some(noted.digest), noted.meaning, noted.is_plain);
         return Ok(FoundIndex { digest, meaning, is_plain });
@@ -278,10 +278,15 @@ fn judge_index(
     if let Some(digest) = digest {
         index_known::remember(digest, meaning);
     }
-    let staged = index
-        .differs_from_tree(&session.store, tree)
-        .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?;
-    let submodules = submodules(&session.store, tree, &index)?;
+    // git writes it anew whenever somebody looks: one of the same meaning has what it had.
+    let (staged, submodules) = if noted.is_some_and(|noted| noted.meaning == meaning) {
+        (Vec::new(), Vec::new())
+    } else {
+        let staged = index
+            .differs_from_tree(&session.store, tree)
+            .map_err(|error| refused(vec![Refusal::Damaged { why: chain(&error) }]))?;
+        (staged, submodules(&session.store, tree, &index)?)
+    };
     if staged.is_empty()
         && submodules.is_empty()
         && let Some(noted) =

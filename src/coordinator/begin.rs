@@ -146,7 +146,8 @@ pub fn warm_up(context: &Context) -> Result<(), Failure> {
         watcher: None,
     };
     let mut session = Session::open(context.workspace.clone(), context.place.clone(), "warm-up")?;
-    session.warmth = RefCell::new(Warmth::connect_patiently(&session.place));
+    session.warmth =
+        RefCell::new(Warmth::connect_patiently(&session.place, session.lock.descriptor()));
     let git_env = context.git_env();
     let loaded = context.user.clone();
     let (program, laps) = (PathBuf::new(), Laps::default());
@@ -216,7 +217,8 @@ impl Begin<'_> {
         }
         self.laps.enter(Phase::Judge);
         if !self.request.verify_all {
-            session.warmth = RefCell::new(Warmth::connect(&session.place));
+            session.warmth =
+                RefCell::new(Warmth::connect(&session.place, session.lock.descriptor()));
         }
         let base = match self.judge(session) {
             Ok(base) => base,

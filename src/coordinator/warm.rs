@@ -58,6 +58,8 @@ pub enum Said {
         view: String,
         /// The work tree that is meant.
         root: RootId,
+        /// The descriptor by which the driver holds the workspace's lock.
+        lock: i32,
     },
     /// A look is over: see [`watch::Watch::looked`].
     Looked {
@@ -194,6 +196,7 @@ pub struct Asked {
 #[derive(Debug, Default)]
 pub struct Warmth {
     stream: Option<UnixStream>,
+    lock: i32,
     /// For one thing that is said or heard, all of it.
     patience: Duration,
     /// What was heard and not yet understood.
@@ -202,16 +205,18 @@ pub struct Warmth {
 
 impl Warmth {
     /// Finds the server of a work tree, if one watches it.
-    pub fn connect(place: &Place) -> Self {
-        Self::connect_for(place, PATIENCE)
+    ///
+    /// `lock` is the descriptor by which this process holds the workspace's lock.
+    pub fn connect(place: &Place, lock: i32) -> Self {
+        Self::connect_for(place, lock, PATIENCE)
     }
 
     /// As [`Warmth::connect`], for who waits until the watch of a large tree has begun.
-    pub fn connect_patiently(place: &Place) -> Self {
-        Self::connect_for(place, BEGINNING)
+    pub fn connect_patiently(place: &Place, lock: i32) -> Self {
+        Self::connect_for(place, lock, BEGINNING)
     }
 
-    fn connect_for(place: &Place, patience: Duration) -> Self {
+    fn connect_for(place: &Place, lock: i32, patience: Duration) -> Self {
         let opened = std::fs::File::open(&place.state).and_then(|handle| {
             let path = reachable(&place.state, &handle, &socket(place));
             // One that nobody accepts at would be waited for without an end.
@@ -220,7 +225,7 @@ impl Warmth {
             connect(&stream, &SocketAddrUnix::new(&path)?)?;
             Ok(UnixStream::from(stream))
         });
-        Self { stream: opened.ok(), patience, said: Vec::new() }
+        Self { stream: opened.ok(), lock, patience, said: Vec::new() }
     }
 
     /// What is to be looked at of a manifest of this generation.
@@ -231,7 +236,7 @@ impl Warmth {
             tracing::debug!(%error, "the root cannot be touched: all is looked at");
             return cold;
         }
-        let said = Said::Ask { generation, view: view.clone(), root: root.id() };
+        let said = Said::Ask { generation, view: view.clone(), root: root.id(), lock: self.lock };
         let Some(answer) = self.say(&said).and_then(|()| self.hear()) else { return cold };
         let touched = answer.touched.as_ref().and_then(Named::read);
         match (&touched, &answer.why) {
@@ -363,7 +368,7 @@ mod tests {
             local: dir.path().to_owned(),
             workspace_id: "main".to_owned(),
         };
-        let mut warmth = Warmth::connect(&place);
+        let mut warmth = Warmth::connect(&place, 0);
         assert!(!warmth.is_connected());
         let root = Root::open(dir.path()).expect("opened");
         assert!(warmth.ask(&root, 1, Some("view".to_owned())).touched.is_none());

@@ -256,19 +256,19 @@ impl Watching {
 
     /// Whether it is the process that holds the workspace's lock, or held it when it asked first:
     /// nobody else knows what stands in the tree, and a turn least of all may say so.
-    fn is_driver(&mut self, at: usize) -> bool {
-        if self.drivers[at].is_driver {
-            return true;
+    fn is_driver(&mut self, at: usize, said: &Said) -> bool {
+        let driver = &mut self.drivers[at];
+        if let (false, Said::Ask { lock, .. }) = (driver.is_driver, said) {
+            let peer = rustix::net::sockopt::socket_peercred(&driver.stream);
+            driver.is_driver = peer.is_ok_and(|peer| {
+                lockfile::holds(peer.pid.as_raw_nonzero().get(), *lock, &self.git_dir)
+            });
         }
-        let peer = rustix::net::sockopt::socket_peercred(&self.drivers[at].stream);
-        let holder = lockfile::holding_process(&self.git_dir);
-        let is_driver = peer.is_ok_and(|peer| Some(peer.pid.as_raw_nonzero().get()) == holder);
-        self.drivers[at].is_driver = is_driver;
-        is_driver
+        driver.is_driver
     }
 
     fn answer(&mut self, at: usize, said: Said) -> io::Result<()> {
-        let is_driver = self.is_driver(at);
+        let is_driver = self.is_driver(at, &said);
         let answer = match said {
             Said::Begin if self.watch.is_none() && !self.is_off => {
                 self.begin_watch();
@@ -280,7 +280,7 @@ impl Watching {
             }
             Said::Begin => Answer::default(),
             Said::Ask { .. } if !is_driver => self.cold(None, "stranger"),
-            Said::Ask { generation, view, root } => self.ask(generation, &view, root),
+            Said::Ask { generation, view, root, .. } => self.ask(generation, &view, root),
             Said::Looked { .. } | Said::MovedOn { .. } if !is_driver => return Ok(()),
             Said::Looked { token, view, full, rewritten } => {
                 self.told_by(|watch, manifest| {

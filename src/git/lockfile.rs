@@ -18,8 +18,8 @@
 //! - What the file says of its holder is for people; only the kernel's lock counts.
 
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -89,34 +89,20 @@ pub struct WorkspaceLock {
     inode: u64,
 }
 
-/// How often the kernel's list of locks is looked through.
-const LOOKS: u32 = 3;
-
-/// The process that holds the workspace's lock, by the kernel's own word (`/proc/locks`); `None`
-/// where none does, or that cannot be told. Who shares the lock is not named.
-pub fn holding_process(git_dir: &Path) -> Option<i32> {
-    let inode = std::fs::metadata(git_dir.join(LOCK_NAME)).ok()?.ino().to_string();
-    // `1: FLOCK  ADVISORY  WRITE 4711 fe:00:2229 0 EOF`, see proc_locks(5).
-    let find = |locks: &str| {
-        locks.lines().find_map(|line| {
+/// Whether a process took the workspace's lock and holds it by this descriptor of its own, by the
+/// kernel's word. Not by `/proc/locks`: to read it waits for a grace period, some 12 ms.
+pub fn holds(process: i32, descriptor: i32, git_dir: &Path) -> bool {
+    let Ok(meta) = std::fs::metadata(git_dir.join(LOCK_NAME)) else { return false };
+    let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}"));
+    let (inode, process) = (meta.ino().to_string(), process.to_string());
+    // `lock:	1: FLOCK  ADVISORY  WRITE 4711 fe:00:2229 0 EOF`, see proc_pid_fdinfo(5).
+    info.is_ok_and(|info| {
+        info.lines().filter_map(|line| line.strip_prefix("lock:")).any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let [_, "FLOCK", _, "WRITE", pid, place, ..] = words.as_slice() else { return None };
-            (place.rsplit(':').next() == Some(inode.as_str())).then(|| pid.parse().ok()).flatten()
+            let [_, "FLOCK", _, "WRITE", pid, place, ..] = words.as_slice() else { return false };
+            *pid == process && place.rsplit(':').next() == Some(inode.as_str())
         })
-    };
-    // The list changes between two reads of it, so that a line may be left out.
-    (0..LOOKS).find_map(|_| find(&all_locks().ok()?))
-}
-
-fn all_locks() -> io::Result<String> {
-    let mut file = File::open("/proc/locks")?;
-    let (mut all, mut buffer) = (Vec::new(), vec![0; 256 << 10]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(String::from_utf8_lossy(&all).into_owned()),
-            count => all.extend_from_slice(&buffer[..count]),
-        }
-    }
+    })
 }
 
 impl WorkspaceLock {
@@ -175,6 +161,11 @@ impl WorkspaceLock {
     /// puts it in its place in the child.
     pub fn share(&self) -> io::Result<OwnedFd> {
         self.file.as_fd().try_clone_to_owned()
+    }
+
+    /// The number of its descriptor in this process.
+    pub fn descriptor(&self) -> i32 {
+        self.file.as_raw_fd()
     }
 
     /// Writes down anew who holds the lock: once the attempt has its number.

@@ -180,11 +180,11 @@ fn a_turn_that_speaks_for_its_driver() {
          db = sqlite3.connect(sys.argv[2])\n\
          generation = db.execute('select generation from meta').fetchone()[0]\n\
          s = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\nf = s.makefile('rw')\n\
-         root = os.stat('.')\n\
+         root = os.stat('.')\nlock = os.open(sys.argv[3], os.O_RDWR)\n\
          st = os.stat('.')\nos.utime('.', ns=(st.st_atime_ns, st.st_mtime_ns))\n\
          def say(what):\n    f.write(json.dumps(what) + '\\n')\n    f.flush()\n\
          say({'ask': {'generation': generation, 'view': 'x', 'root': {'device': root.st_dev, \
-         'inode': root.st_ino, 'mount': 0}}})\n\
+         'inode': root.st_ino, 'mount': 0}, 'lock': lock}})\n\
          answer = json.loads(f.readline())\nassert answer['token'] is None, answer\n\
          for token in range(1, 1000):\n    say({'looked': {'token': token, 'view': 'x', \
          'full': True, 'rewritten': []}})\n\
@@ -193,10 +193,11 @@ fn a_turn_that_speaks_for_its_driver() {
     .expect("written");
     let state = repo.git_dir().join("worktx");
     let script = format!(
-        "echo spoilt > a/0; python3 {} {} {} 2> {}.log",
+        "echo spoilt > a/0; python3 {} {} {} {} 2> {}.log",
         liar.display(),
         state.join("watch-main.sock").display(),
         state.join("manifest/main.db").display(),
+        repo.git_dir().join("worktx-workspace").display(),
         liar.display()
     );
     let (bounded, _, ()) = looks(&server, || fails_and_is_undone(&repo, &script));
@@ -235,7 +236,8 @@ fn a_queue_of_events_that_runs_over() {
         &repo,
         &format!(
             "kill -STOP {pid}; i=0; \
-             while [ $i -le {bound} ]; do : > c/flood$i; i=$((i+1)); done; kill -CONT {pid}"
+             while [ $i -le {} ]; do : > c/flood$i; i=$((i+1)); done; kill -CONT {pid}",
+            2 * bound
         ),
     );
     let now = Looks::of(&server);
