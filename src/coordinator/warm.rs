@@ -38,8 +38,8 @@ use crate::git::touched::Touched;
 use crate::git::watch;
 use crate::tx::settings::Scope;
 
-/// How long an answer may take: a look at 100,000 files takes no longer.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How long an answer may take: on a busy machine it comes late, and a look at all would too.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the watch of a large tree may take to begin, where somebody waits for that.
 const BEGINNING: Duration = Duration::from_mins(2);
 
