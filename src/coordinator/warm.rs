@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::place::Place;
-use crate::base::hex::hex;
+use crate::base::hex::{hex, unhex};
 use crate::git::gitconfig::GitConfig;
 use crate::git::root::{Root, RootId};
 use crate::git::touched::Touched;
@@ -123,14 +123,6 @@ impl Named {
         }
         Some(touched)
     }
-}
-
-/// The bytes of hex digits.
-pub fn unhex(text: &str) -> Option<Vec<u8>> {
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
-    rest.is_empty().then(|| bytes.collect()).flatten()
 }
 
 /// The name of the socket of a work tree in the state directory.

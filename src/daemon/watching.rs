@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
+use crate::base::hex::unhex;
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::warm::{self, Answer, Named, Said};
@@ -410,7 +411,7 @@ impl Watching {
 }
 
 fn paths(hex: &[String]) -> Vec<Vec<u8>> {
-    hex.iter().filter_map(|dir| warm::unhex(dir)).collect()
+    hex.iter().filter_map(|dir| unhex(dir)).collect()
 }
 
 /// All of it at once, or within a moment; who does not take it is let go.
