@@ -25,6 +25,7 @@ use rusqlite::{
 use super::root::RootId;
 use super::row::{Packed, Row};
 use super::snapshot::{Rows, Snapshot};
+use super::touched::parent;
 use crate::tx::entry::{Entry, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -363,9 +364,7 @@ pub(super) fn by_directory(
 ) -> BTreeMap<Vec<u8>, Children> {
     let mut dirs = BTreeMap::<Vec<u8>, Children>::new();
     for (path, entry) in changes {
-        let bytes = path.as_bytes();
-        let cut = bytes.iter().rposition(|b| *b == b'/');
-        let dir = cut.map_or(&[][..], |cut| &bytes[..cut]);
+        let dir = parent(path.as_bytes());
         let child = (path.name().to_vec(), entry);
         match dirs.get_mut(dir) {
             Some(children) => children.push(child),

@@ -20,6 +20,7 @@ use super::manifest::{
     database, merge, notable_changes,
 };
 use super::row::{Packed, Row};
+use super::touched::parent;
 use crate::tx::entry::{Entry, Kind};
 use crate::tx::path::RepoPath;
 
@@ -174,9 +175,7 @@ impl Snapshot {
 
     /// One path in its packed form.
     pub fn packed(&self, path: &RepoPath) -> Option<Packed<'_>> {
-        let bytes = path.as_bytes();
-        let cut = bytes.iter().rposition(|b| *b == b'/');
-        self.row(cut.map_or(&[][..], |cut| &bytes[..cut]))?.get(path.name())
+        self.row(parent(path.as_bytes()))?.get(path.name())
     }
 
     /// One path.
