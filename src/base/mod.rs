@@ -1,5 +1,5 @@
 //! Small tools that everything above uses: the clock, durable writes, notes, removing a folder,
-//! writing back, fault points.
+//! writing back, threads on several processors, fault points.
 //!
 //! # Limitations
 //! Linux only.
@@ -10,4 +10,5 @@ pub mod fault;
 pub mod hex;
 pub mod note;
 pub mod rmtree;
+pub mod spread;
 pub mod writeback;

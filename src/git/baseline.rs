@@ -27,6 +27,7 @@ use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, 
 use super::snapshot::Snapshot;
 use super::store::{Store, StoreError};
 use super::touched::{Touched, parent};
+use crate::base::spread;
 use crate::tx::entry::{
     Change, Entry, Found, GIT_FILE, GIT_LINK, GIT_SYMLINK, Kind, Stat, Tracked, git_mode,
 };
@@ -383,8 +384,12 @@ fn read_all(root: &Root, changes: &[Change]) -> Result<Vec<Read>, BaselineError>
     let mut all = if changes.len() < ALONE {
         work()?
     } else {
+        let here = spread::here();
         std::thread::scope(|scope| {
-            let second = scope.spawn(work);
+            let second = scope.spawn(|| {
+                spread::away_from(here);
+                work()
+            });
             let mine = work();
             let theirs = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             mine.and_then(|mut mine| {

@@ -26,6 +26,7 @@ use super::row::{Packed, Row};
 use super::rules::{GITIGNORE, RulesError, read_rules};
 use super::scan::{NewDirectories, Scan, ScanError, ScanRequest};
 use crate::base::clock::file_clock_ns;
+use crate::base::spread;
 use crate::tx::entry::{Change, Entry, Found, Kind, Stat};
 use crate::tx::path::RepoPath;
 
@@ -44,8 +45,10 @@ pub(super) fn walk(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
     let alone = first.run(ALONE);
     let mut all = if alone.is_ok() && pool.leave(&mut first.children) {
         pool.join();
+        let here = spread::here();
         std::thread::scope(|scope| {
             let second = scope.spawn(|| {
+                spread::away_from(here);
                 let mut worker = Worker::new(&pool);
                 let done = worker.run(u64::MAX);
                 done.map(|()| worker.out)
