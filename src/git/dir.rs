@@ -73,6 +73,10 @@ impl Dir {
         Ok(Self { fd, path: path.to_owned() })
     }
 
+    pub(crate) fn into_path(self) -> PathBuf {
+        self.path
+    }
+
     pub(crate) fn path_of(&self, rel: &[u8]) -> PathBuf {
         self.path.join(OsStr::from_bytes(rel))
     }
@@ -95,24 +99,31 @@ impl Dir {
 
     /// A folder beneath this one; what is missing on the way is made, each durable in its parent.
     pub(crate) fn make_dir(&self, rel: &[u8]) -> Result<Self, DirError> {
-        // Somebody may remove an empty folder between our making and opening it, as git does.
-        for _ in 0..8 {
-            match self.try_make_dir(rel) {
-                Err(e) if e.is(Errno::NOENT) => {}
-                other => return other,
-            }
-        }
-        self.try_make_dir(rel)
+        let (dir, grown) = self.grow(rel)?;
+        grown.iter().try_for_each(Self::sync)?;
+        Ok(dir)
     }
 
-    fn try_make_dir(&self, rel: &[u8]) -> Result<Self, DirError> {
+    /// As [`Dir::make_dir`], with the folders in which something was made: they are the caller's to
+    /// sync, so that one commit of the file system's journal has all that comes after, too.
+    pub(crate) fn grow(&self, rel: &[u8]) -> Result<(Self, Vec<Self>), DirError> {
+        let mut grown = Vec::new();
+        // Somebody may remove an empty folder between our making and opening it, as git does.
+        for _ in 0..8 {
+            match self.try_make_dir(rel, &mut grown) {
+                Err(e) if e.is(Errno::NOENT) => {}
+                other => return Ok((other?, grown)),
+            }
+        }
+        Ok((self.try_make_dir(rel, &mut grown)?, grown))
+    }
+
+    fn try_make_dir(&self, rel: &[u8], grown: &mut Vec<Self>) -> Result<Self, DirError> {
         let fail = |e| DirError::new("make", &self.path_of(rel), e);
         let open = |parent: &Self, part: &[u8]| {
             parent.open_beneath(part, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
         };
         let mut at = Self { fd: open(self, b".").map_err(fail)?, path: self.path.clone() };
-        // All are made before the first sync: one commit of the file system's journal has them.
-        let mut grown = Vec::new();
         for part in rel.split(|b| *b == b'/').filter(|p| !p.is_empty()) {
             let fd = match open(&at, part) {
                 Err(Errno::NOENT) => {
@@ -128,7 +139,6 @@ impl Dir {
             };
             at = Self { path: at.path_of(part), fd: fd.map_err(fail)? };
         }
-        grown.iter().try_for_each(Self::sync)?;
         Ok(at)
     }
 
@@ -270,7 +280,7 @@ impl Dir {
     }
 }
 
-fn split(rel: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(rel: &[u8]) -> (&[u8], &[u8]) {
     match rel.iter().rposition(|b| *b == b'/') {
         Some(at) => (&rel[..at], &rel[at + 1..]),
         None => (&[], rel),

@@ -10,14 +10,14 @@
 //! caller holds the workspace lock. No reflogs are written for it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bstr::ByteSlice as _;
 use rustix::io::Errno;
 
-use super::dir::{Dir, DirError};
+use super::dir::{Dir, DirError, split};
 use super::locks::{self, LockError, Place};
 use crate::tx::id::{Oid, Pin, RefName};
 
@@ -263,7 +263,8 @@ impl Refs {
         if let Some((_, other)) = packed_lines(&packed).find(|(_, other)| in_way(other)) {
             return Err(conflict(&other.to_str_lossy()));
         }
-        let (dir, leaf) = match self.common.make_parent(name.0.as_bytes()) {
+        let (parent, leaf) = split(name.0.as_bytes());
+        let (dir, grown) = match self.common.grow(parent) {
             Err(e) if e.is(Errno::NOTDIR) => return Err(conflict("a file on its way")),
             other => other?,
         };
@@ -291,12 +292,14 @@ impl Refs {
         }
         dir.sync()?;
         // A folder on the way may have been made just before a crash. Those that this process
-        // synced are durable; one that it makes again is synced by that.
+        // synced are durable, if nothing was made in them now.
         let mut durable = self.durable.borrow_mut();
+        let mut grown: HashSet<PathBuf> = grown.into_iter().map(Dir::into_path).collect();
         for (at, _) in name.0.match_indices('/') {
             let path = &name.0.as_bytes()[..at];
             let is_parent = at + 1 + leaf.len() == name.0.len();
-            if is_parent || durable.contains(path) {
+            let grew = grown.remove(&self.common.path_of(path));
+            if is_parent || (durable.contains(path) && !grew) {
                 continue;
             }
             if let Some(folder) = self.common.dir(path)? {
@@ -304,7 +307,8 @@ impl Refs {
                 durable.insert(path.to_vec());
             }
         }
-        Ok(())
+        // `refs` itself, where even that was made.
+        if grown.is_empty() { Ok(()) } else { Ok(self.common.sync()?) }
     }
 
     /// Removes the ref of a pin, loose and packed, for good, and the folders of the prefix that
@@ -312,6 +316,35 @@ impl Refs {
     ///
     /// `prep_dir` is where the prepared file of worktx's locks is (`locks`).
     pub fn unpin(&self, prefix: &str, pin: &Pin, prep_dir: &Path) -> Result<(), RefError> {
+        self.unpin_all(prefix, std::iter::once(pin), prep_dir)
+    }
+
+    /// As [`Refs::unpin`] for each of them, up to the first that is another. Each folder that is
+    /// left is synced once, after all of them.
+    pub fn unpin_all<'p>(
+        &self,
+        prefix: &str,
+        mut pins: impl Iterator<Item = &'p Pin>,
+        prep_dir: &Path,
+    ) -> Result<(), RefError> {
+        let mut touched = BTreeSet::new();
+        let removed = pins.try_for_each(|pin| self.remove(prefix, pin, prep_dir, &mut touched));
+        for folder in touched {
+            if let Some(dir) = self.common.dir(&folder)? {
+                dir.sync()?;
+            }
+        }
+        removed
+    }
+
+    /// `touched` is told the folders that are left and have one name less.
+    fn remove(
+        &self,
+        prefix: &str,
+        pin: &Pin,
+        prep_dir: &Path,
+        touched: &mut BTreeSet<Vec<u8>>,
+    ) -> Result<(), RefError> {
         let Pin { name, id } = pin;
         check_own(prefix, name)?;
         // One that is not there may have been about to be made: its lock and its folders go.
@@ -323,7 +356,7 @@ impl Refs {
         if let Some((dir, leaf)) = self.common.parent(name.0.as_bytes())? {
             let locked = dir.unlink(&[leaf, b".lock"].concat())?;
             if dir.unlink(leaf)? || locked {
-                dir.sync()?;
+                touched.insert(split(name.0.as_bytes()).0.to_vec());
             }
         }
         let mut folder = name.0.as_str();
@@ -332,7 +365,8 @@ impl Refs {
                 // A folder that is not there was never made, or a crash came between.
                 if let Some(dir) = self.common.dir(parent.as_bytes())? {
                     if dir.remove_dir(leaf.as_bytes()) {
-                        dir.sync()?;
+                        touched.remove(folder.as_bytes());
+                        touched.insert(parent.as_bytes().to_vec());
                     } else if dir.identity(leaf.as_bytes())?.is_some() {
                         break;
                     }
