@@ -1,5 +1,5 @@
-//! Notes that save time: small files that tell what was found out once. Written whole, checked when
-//! read, never synced; one that is lost or damaged is found out again.
+//! Notes that save time: small files that tell what was found out once. Checked when read, never
+//! synced; one that is lost or damaged is found out again.
 //!
 //! # Limitations
 //! The check finds damage, not forgery: nothing may rest on a note that its directory's owner
@@ -17,23 +17,22 @@ pub fn read(path: &Path) -> Option<String> {
     (sum == sum_of(said)).then(|| said.to_owned())
 }
 
-/// Writes a note, in place of one that is there.
+/// Writes a note, over one that is there: no file is made or removed for it. Who reads meanwhile
+/// finds it damaged, and finds out again.
 ///
 /// # Errors
 /// What the system said: nothing that has to be told to anybody.
 pub fn write(path: &Path, said: &str) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
-    let temporary = Path::new(&temporary);
-    let made =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary);
-    let written = made
-        .and_then(|mut file| file.write_all(format!("{said} {}\n", sum_of(said)).as_bytes()))
-        .and_then(|()| std::fs::rename(temporary, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(temporary);
-    }
-    written
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    let text = format!("{said} {}\n", sum_of(said));
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 fn sum_of(said: &str) -> String {
@@ -50,6 +49,8 @@ mod tests {
         let path = dir.path().join("note");
         assert_eq!(read(&path), None);
         write(&path, "one two")?;
+        write(&path, "three four five")?;
+        assert_eq!(read(&path).as_deref(), Some("three four five"));
         write(&path, "three four")?;
         assert_eq!(read(&path).as_deref(), Some("three four"));
         assert_eq!(std::fs::read_dir(dir.path())?.count(), 1);

@@ -8,8 +8,9 @@
 //!     manifest/<workspace>.index            a note: how the index looked that agreed with a tree
 //!     serve.sock, watch-<workspace>.sock    a server's: for its clients, and for drivers
 //!     ledger.db.in-order                    a note: how the ledger looked that was in order
-//!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome, output,
+//!     attempts/<execution>/<attempt>/       captured post-check, saved index, outcome before, output,
 //!                                           checkout-<n>/ while a post-check runs in one
+//!     attempts.sizes                        a note: how much of what was undone each keeps
 //!     spill/<execution>-<attempt>/          what was too large to be pinned
 //! <git directory>/worktx/                   per work tree, always here
 //!     workspace                             the lock; never unlinked
@@ -157,6 +158,11 @@ impl Place {
 
     fn index_note(&self) -> PathBuf {
         self.state.join("manifest").join(format!("{}.index", self.workspace_id))
+    }
+
+    /// The note of how much each attempt keeps.
+    pub fn sizes_note(&self) -> PathBuf {
+        self.state.join("attempts.sizes")
     }
 
     /// The folder of an attempt.

@@ -10,7 +10,7 @@
 //! made few. An attempt one of whose refs was moved by somebody, or whose folder cannot be removed,
 //! stays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
@@ -19,21 +19,66 @@ use super::checkout;
 use super::documents::GcDocument;
 use super::error::Failure;
 use super::outcome::SCHEMA;
+use super::place::Place;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::clock;
+use crate::base::note;
 use crate::base::rmtree::remove_tree;
 use crate::git::refs::RefError;
 use crate::git::repack;
 use crate::git::store::Store;
 use crate::journal::Attempt;
 use crate::process;
-use crate::tx::id::{AttemptKey, Oid};
+use crate::tx::id::{AttemptKey, AttemptNo, Oid};
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Retention;
 
-/// Where the size of an attempt's discarded work is remembered, in its folder.
-const SIZE: &str = "discarded-bytes";
+/// How much each attempt keeps of what was undone: computed once, then noted, all in one note.
+struct Sizes {
+    known: BTreeMap<AttemptKey, u64>,
+    /// What the note is to say: attempts that are still there.
+    told: BTreeMap<AttemptKey, u64>,
+}
+
+impl Sizes {
+    fn read(place: &Place) -> Self {
+        let text = note::read(&place.sizes_note()).unwrap_or_default();
+        let line = |line: &str| -> Option<(AttemptKey, u64)> {
+            let (name, bytes) = line.split_once(' ')?;
+            let (execution, attempt) = name.rsplit_once('/')?;
+            let attempt = AttemptNo(attempt.parse().ok()?);
+            Some((AttemptKey { execution: execution.parse().ok()?, attempt }, bytes.parse().ok()?))
+        };
+        Self { known: text.lines().filter_map(line).collect(), told: BTreeMap::new() }
+    }
+
+    /// The blobs that an attempt's pins add to its base, and what was spilled.
+    fn of(&mut self, session: &Session, key: &AttemptKey) -> Result<u64, Failure> {
+        let bytes = match self.known.get(key) {
+            Some(known) => *known,
+            None => discarded_bytes(session, key)?,
+        };
+        self.told.insert(key.clone(), bytes);
+        Ok(bytes)
+    }
+
+    /// A note to save time: lost, it is computed again.
+    fn write(&self, place: &Place) {
+        if self.told == self.known {
+            return;
+        }
+        let lines: Vec<String> =
+            self.told.iter().map(|(key, size)| format!("{key} {size}")).collect();
+        if let Err(error) = note::write(&place.sizes_note(), &lines.join("\n")) {
+            tracing::debug!(%error, "no note could be made of the sizes");
+        }
+    }
+}
+
+/// Of so many attempts that may stay, one more is let stand after a run: what an attempt's removal
+/// costs (a db transaction, syncs of folders) is shared by that many then.
+const LET_STAND: u32 = 10;
 
 /// Drops what the bounds do not cover; with `dry_run` only says what would go.
 pub fn gc(
@@ -41,7 +86,23 @@ pub fn gc(
     retention: &Retention,
     dry_run: bool,
 ) -> Result<GcDocument, Failure> {
+    collect(session, retention, dry_run, 0)
+}
+
+/// As [`gc`], at the end of a run: a tenth more attempts than are to stay may stand.
+pub fn after_run(session: &mut Session, retention: &Retention) -> Result<(), Failure> {
+    collect(session, retention, false, retention.attempts / LET_STAND).map(|_| ())
+}
+
+fn collect(
+    session: &mut Session,
+    retention: &Retention,
+    dry_run: bool,
+    slack: u32,
+) -> Result<GcDocument, Failure> {
     let attempts = session.ledger.heads()?;
+    let all_settled = attempts.iter().filter(|a| a.settled_at.is_some()).count() as u64;
+    let too_many = all_settled > u64::from(retention.attempts) + u64::from(slack);
     let unsettled: BTreeSet<_> = attempts
         .iter()
         .filter(|a| a.settled_at.is_none())
@@ -53,14 +114,16 @@ pub fn gc(
         removed: Vec::new(),
         refs_removed: 0,
         kept: 0,
-        unsettled: attempts.iter().filter(|a| a.settled_at.is_none()).count() as u64,
+        unsettled: attempts.len() as u64 - all_settled,
     };
     let days = i64::from(retention.days);
     let oldest = Timestamp::now()
         .checked_sub(SignedDuration::from_hours(24 * days))
         .unwrap_or(Timestamp::MIN);
     let oldest = clock::rfc3339(oldest);
+    let mut sizes = Sizes::read(&session.place);
     let (mut settled, mut bytes) = (0_u32, 0_u64);
+    let mut gone = Vec::new();
     // Newest first: the bounds keep the newest.
     for attempt in &attempts {
         let Some(at) = attempt.settled_at.as_deref() else {
@@ -70,8 +133,8 @@ pub fn gc(
         settled += 1;
         // Written by one function, so that the text sorts as the time does.
         let is_old = at < oldest.as_str();
-        let is_many = settled > retention.attempts;
-        bytes = bytes.saturating_add(discarded_bytes(session, &attempt.key, dry_run)?);
+        let is_many = too_many && settled > retention.attempts;
+        bytes = bytes.saturating_add(sizes.of(session, &attempt.key)?);
         let is_much = bytes > retention.discarded_bytes;
         let is_needed = unsettled.contains(&attempt.key.execution);
         if is_needed || !(is_old || is_many || is_much) {
@@ -81,13 +144,17 @@ pub fn gc(
         let Some(attempt) = session.ledger.attempt(&attempt.key)? else { continue };
         match remove(session, &attempt, dry_run)? {
             Some(refs) => {
+                sizes.told.remove(&attempt.key);
                 document.refs_removed += refs;
                 document.removed.push(attempt.key.to_string());
+                gone.push(attempt.key);
             }
             None => document.kept += 1,
         }
     }
     if !dry_run {
+        session.ledger.remove_settled(&gone)?;
+        sizes.write(&session.place);
         session.ledger.remove_refusals_before(&oldest)?;
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
     }
@@ -107,7 +174,8 @@ pub fn sweep_scratch(session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes one settled attempt, and says how many refs went; `None` where it has to stay.
+/// Removes what there is of one settled attempt but its record, and says how many refs went; `None`
+/// where it has to stay.
 fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Option<u64>, Failure> {
     let key = &attempt.key;
     let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
@@ -127,12 +195,10 @@ fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Opt
         return Ok(Some(standing));
     }
     let prepared = session.place.prepared(key);
-    for pin in &pins {
-        match session.refs.unpin(&spec.settings.ref_prefix, pin, &prepared) {
-            Ok(()) => {}
-            Err(RefError::Differs { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
+    match session.refs.unpin_all(&spec.settings.ref_prefix, pins.iter(), &prepared) {
+        Ok(()) => {}
+        Err(RefError::Differs { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
     process::sweep_cgroups(&session.place.attempt(key));
     let folders = [&session.place.spill(key), &session.place.attempt(key), &prepared];
@@ -143,7 +209,6 @@ fn remove(session: &mut Session, attempt: &Attempt, dry_run: bool) -> Result<Opt
     if let Some(parent) = session.place.attempt(key).parent() {
         let _ = std::fs::remove_dir(parent);
     }
-    session.ledger.remove_settled(key)?;
     Ok(Some(standing))
 }
 
@@ -156,25 +221,13 @@ fn remove_folder(folder: &Path) -> bool {
     removed.is_ok()
 }
 
-/// How much an attempt keeps of what was undone: the blobs that its pins add to its base, and
-/// what was spilled. Computed once, then remembered.
-fn discarded_bytes(session: &Session, key: &AttemptKey, dry_run: bool) -> Result<u64, Failure> {
-    let note = session.place.attempt(key).join(SIZE);
-    let known = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok());
-    if let Some(known) = known {
-        return Ok(known);
-    }
+fn discarded_bytes(session: &Session, key: &AttemptKey) -> Result<u64, Failure> {
     let Some(attempt) = session.ledger.attempt(key)? else { return Ok(0) };
     let (spec, record): (AttemptSpec, AttemptRecord) = (attempt.spec()?, attempt.record()?);
     let base = record.pins.base.as_ref().map_or(spec.base, |pin| pin.id);
     let pins = record.pins.discarded.iter().chain(&record.pins.rescue);
     let pinned: u64 = pins.map(|pin| added_bytes(&session.store, base, pin.id)).sum();
-    let bytes = pinned.saturating_add(folder_bytes(&session.place.spill(key)));
-    if !dry_run {
-        // A note to save time: lost in a crash, it is computed again.
-        let _ = std::fs::write(&note, format!("{bytes}\n"));
-    }
-    Ok(bytes)
+    Ok(pinned.saturating_add(folder_bytes(&session.place.spill(key))))
 }
 
 /// An object that is gone takes no space.

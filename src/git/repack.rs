@@ -86,6 +86,11 @@ fn own_packs(folder: &Path) -> Result<Vec<Own>, PackError> {
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         names.extend(entry.map_err(failed)?.file_name().into_string());
     }
+    let whole = |pack: &str| names.contains(&format!("{pack}.idx"));
+    if names.len() < 2 * MANY && names.iter().filter_map(|f| f.strip_suffix(".pack")).all(whole) {
+        // Too few for anything: none of them has to be opened.
+        return Ok(Vec::new());
+    }
     let Some(put_together) = packed::put_together(folder).map_err(failed)? else {
         return Ok(Vec::new());
     };

@@ -7,7 +7,7 @@
 //! # Limitations
 //! The file does not shrink: free pages are the reserve of attempts to come.
 
-use rusqlite::OptionalExtension as _;
+use rusqlite::{OptionalExtension as _, Transaction};
 
 use super::error::LedgerError;
 use super::open::Ledger;
@@ -15,39 +15,15 @@ use super::sql::Sorted as _;
 use crate::tx::id::AttemptKey;
 
 impl Ledger {
-    /// Removes a settled attempt with its events.
+    /// Removes settled attempts with their events: all of them, or none.
     ///
     /// # Errors
     /// [`LedgerError::NotSettled`], [`LedgerError::NoAttempt`].
-    pub fn remove_settled(&mut self, key: &AttemptKey) -> Result<(), LedgerError> {
-        self.write(|tx| {
-            let of = (key.execution.as_str(), key.attempt.0);
-            let found: Option<(String, bool)> = tx
-                .query_row(
-                    "SELECT state, settled_at IS NOT NULL FROM attempt
-                     WHERE execution_id = ?1 AND attempt = ?2",
-                    of,
-                    |row| Ok((row.get(0)?, row.get(1)?)),
-                )
-                .optional()
-                .at(tx)?;
-            match found {
-                None => return Err(LedgerError::NoAttempt { key: key.clone() }),
-                Some((state, false)) => {
-                    return Err(LedgerError::NotSettled { key: key.clone(), state });
-                }
-                Some((_, true)) => {}
-            }
-            for sql in [
-                "INSERT INTO removal (execution_id, attempt) VALUES (?1, ?2)",
-                "DELETE FROM event WHERE execution_id = ?1 AND attempt = ?2",
-                "DELETE FROM attempt WHERE execution_id = ?1 AND attempt = ?2",
-                "DELETE FROM removal WHERE execution_id = ?1 AND attempt = ?2",
-            ] {
-                tx.execute(sql, of).at(tx)?;
-            }
-            Ok(())
-        })
+    pub fn remove_settled(&mut self, keys: &[AttemptKey]) -> Result<(), LedgerError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.write(|tx| keys.iter().try_for_each(|key| remove(tx, key)))
     }
 
     /// Removes the events without an attempt (refusals) from before a time, RFC 3339 in UTC as
@@ -72,4 +48,31 @@ impl Ledger {
             Ok(removed)
         })
     }
+}
+
+fn remove(tx: &Transaction<'_>, key: &AttemptKey) -> Result<(), LedgerError> {
+    let of = (key.execution.as_str(), key.attempt.0);
+    let found: Option<(String, bool)> = tx
+        .query_row(
+            "SELECT state, settled_at IS NOT NULL FROM attempt
+             WHERE execution_id = ?1 AND attempt = ?2",
+            of,
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()
+        .at(tx)?;
+    match found {
+        None => return Err(LedgerError::NoAttempt { key: key.clone() }),
+        Some((state, false)) => return Err(LedgerError::NotSettled { key: key.clone(), state }),
+        Some((_, true)) => {}
+    }
+    for sql in [
+        "INSERT INTO removal (execution_id, attempt) VALUES (?1, ?2)",
+        "DELETE FROM event WHERE execution_id = ?1 AND attempt = ?2",
+        "DELETE FROM attempt WHERE execution_id = ?1 AND attempt = ?2",
+        "DELETE FROM removal WHERE execution_id = ?1 AND attempt = ?2",
+    ] {
+        tx.execute(sql, of).at(tx)?;
+    }
+    Ok(())
 }

@@ -140,7 +140,7 @@ fn attempt_numbers_are_never_used_again() {
     assert_eq!(key.attempt, AttemptNo(7));
     settle(&mut ledger, &key);
     // The record is gone, the row remembers.
-    ledger.remove_settled(&key).expect("removed");
+    ledger.remove_settled(std::slice::from_ref(&key)).expect("removed");
     assert_eq!(open(&mut ledger, &execution).attempt, AttemptNo(8));
 }
 
@@ -306,11 +306,11 @@ fn lists_go_by_what_is_asked_for() {
 fn only_settled_attempts_are_removed_with_their_events() {
     let Fixture { mut ledger, dir: _dir } = fixture();
     let key = open(&mut ledger, &id("e"));
-    let error = ledger.remove_settled(&key).expect_err("unsettled");
+    let error = ledger.remove_settled(std::slice::from_ref(&key)).expect_err("unsettled");
     assert!(matches!(error, LedgerError::NotSettled { .. }), "{error}");
     ledger.record_event(&id("e"), None, "refused", &Value::Null).expect("written");
     settle(&mut ledger, &key);
-    ledger.remove_settled(&key).expect("removed");
+    ledger.remove_settled(std::slice::from_ref(&key)).expect("removed");
     assert!(ledger.attempt(&key).expect("read").is_none());
     assert_eq!(ledger.events(&EventFilter::default()).expect("read").len(), 1);
     assert!(ledger.execution(&id("e")).expect("read").is_some(), "the row stays");
@@ -318,7 +318,7 @@ fn only_settled_attempts_are_removed_with_their_events() {
     assert_eq!(ledger.remove_refusals_before("2000").expect("removed"), 0);
     assert_eq!(ledger.remove_refusals_before("9999").expect("removed"), 1);
     assert_eq!(sqlite3(ledger.path(), "SELECT count(*) FROM removal").as_deref(), Ok("0"));
-    let error = ledger.remove_settled(&key).expect_err("gone");
+    let error = ledger.remove_settled(std::slice::from_ref(&key)).expect_err("gone");
     assert!(matches!(error, LedgerError::NoAttempt { .. }), "{error}");
 }
 
