@@ -19,7 +19,12 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 ///
 /// `mode` is that of the directories made.
 pub fn create_dir_all(dir: &Path, mode: u32) -> io::Result<()> {
-    // All are made before the first sync: one commit of the file system's journal has them all.
+    grow(dir, mode)?.iter().try_for_each(|dir| sync_dir(dir))
+}
+
+/// As [`create_dir_all`], with the directories in which one was made: the caller syncs them, after
+/// what else it makes, so that one commit of the file system's journal has it all.
+pub fn grow(dir: &Path, mode: u32) -> io::Result<Vec<PathBuf>> {
     let mut missing: Vec<&Path> = Vec::new();
     let mut at = dir;
     while !at.is_dir() {
@@ -32,7 +37,7 @@ pub fn create_dir_all(dir: &Path, mode: u32) -> io::Result<()> {
             _ => {}
         }
     }
-    missing.into_iter().try_for_each(|dir| sync_dir(parent_of(dir)))
+    Ok(missing.into_iter().map(|dir| parent_of(dir).to_owned()).collect())
 }
 
 /// Puts `bytes` at `path` whole: a reader sees the old file or the new one, never a part.
@@ -43,11 +48,16 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_dir(parent_of(path))
 }
 
-/// As [`write_file`], for several files of one directory, which is synced once.
-pub fn write_files(dir: &Path, files: &[(&str, &[u8])], mode: u32) -> io::Result<()> {
-    for (name, bytes) in files {
-        place_file(&dir.join(name), bytes, mode)?;
-    }
+/// Writes files into a directory that nobody looks into before this has returned, all of them
+/// before the first sync; then the directory is synced.
+pub fn write_new_files(dir: &Path, files: &[(&str, &[u8])], mode: u32) -> io::Result<()> {
+    let made = files.iter().map(|(name, bytes)| {
+        let mut file = create(&dir.join(name), mode)?;
+        file.write_all(bytes)?;
+        Ok(file)
+    });
+    let made = made.collect::<io::Result<Vec<File>>>()?;
+    made.iter().try_for_each(File::sync_all)?;
     sync_dir(dir)
 }
 

@@ -9,7 +9,6 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,12 +36,13 @@ use crate::git::judge::{self};
 use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::reflog;
 use crate::git::refusal::Refusal;
+use crate::git::restore;
 use crate::git::workspace::Workspace;
 use crate::hook::Capture;
 use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
-use crate::process::{self, Bounds, Command, Output, Requests, Signals, Stdin, find_program};
-use crate::tx::cause::{Cause, ErrorCode};
+use crate::process::{self, Command, Output, Prepared, Signals, Stdin, find_program};
+
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::phase::Phase;
@@ -116,7 +116,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     }
     let mut session = open(request, signals, &context.workspace, &context.place)?;
     let loaded = context.user.clone();
-    let mut begin = Begin { request, signals, program, git_env, loaded, laps };
+    let mut begin = Begin { request, signals, program, git_env, loaded, laps, prepared: None };
     if unprotected {
         return begin.run_unprotected(&mut session, Vec::new());
     }
@@ -151,7 +151,8 @@ pub fn warm_up(context: &Context) -> Result<(), Failure> {
     let git_env = context.git_env();
     let loaded = context.user.clone();
     let (program, laps) = (PathBuf::new(), Laps::default());
-    let mut begin = Begin { request: &request, signals, program, git_env, loaded, laps };
+    let mut begin =
+        Begin { request: &request, signals, program, git_env, loaded, laps, prepared: None };
     // The first look may write the manifest, by which the watch is begun; the second one knows that
     // nothing happened in between.
     for _ in 0..2 {
@@ -201,11 +202,12 @@ fn is_unreadable(refusal: &Refusal) -> bool {
 
 pub(super) struct Begin<'r> {
     pub(super) request: &'r RunRequest,
-    signals: Signals,
+    pub(super) signals: Signals,
     program: PathBuf,
     pub(super) git_env: GitEnv,
     pub(super) loaded: Loaded,
     laps: Laps,
+    pub(super) prepared: Option<Prepared>,
 }
 
 impl Begin<'_> {
@@ -216,6 +218,7 @@ impl Begin<'_> {
             return Ok(outcome);
         }
         self.laps.enter(Phase::Judge);
+        self.prepared = Some(Prepared::start());
         if !self.request.verify_all {
             session.warmth =
                 RefCell::new(Warmth::connect(&session.place, session.lock.descriptor()));
@@ -322,8 +325,8 @@ impl Begin<'_> {
         let settings = self.loaded.values.settings.clone();
         let prefix = RefPrefix(settings.ref_prefix.clone());
         let folder = session.place.attempt(&key);
-        durable::create_dir_all(&folder, PRIVATE_DIR)
-            .map_err(Failure::io("making the attempt's folder"))?;
+        let making = || Failure::io("making the attempt's folder");
+        let grown = durable::grow(&folder, PRIVATE_DIR).map_err(making())?;
 
         let context = &self.request.context;
         let home = context.variable("HOME").map(PathBuf::from);
@@ -343,16 +346,19 @@ impl Begin<'_> {
         let mut kept = vec![(gitdir::NAME, guarded.as_slice())];
         let index = baseindex::keep(session, base.facts.tree, &base.index, &folder)?;
         kept.extend(index.copy.as_deref().map(|bytes| (baseindex::NAME, bytes)));
-        durable::write_files(&folder, &kept, PRIVATE_FILE)
+        let before = in_ledger.map(|n| trace::before(session, &key.execution, n)).transpose()?;
+        let before = before.flatten();
+        kept.extend(before.as_deref().map(|bytes| (trace::PREVIOUS, bytes)));
+        durable::write_new_files(&folder, &kept, PRIVATE_FILE)
             .map_err(Failure::io("keeping the index and the git directory's files"))?;
+        grown.iter().try_for_each(|dir| durable::sync_dir(dir)).map_err(making())?;
         let index_digest = index.digest.map(|digest| hex(&digest));
         let branch = (!base.facts.detached).then(|| base.facts.branch.clone());
         let author = self.author(&base.facts)?;
         let base_pin = base_pin(session, &base, &author)?;
-        let previous = in_ledger.and_then(|n| {
-            let before = AttemptKey { execution: key.execution.clone(), attempt: n };
-            trace::outcome_file(&session.place.attempt(&before))
-        });
+        let previous = before.map(|_| folder.join(trace::PREVIOUS).display().to_string());
+        let root_mode = restore::root_mode(session.root.handle())
+            .map_err(Failure::io("looking at the root of the work tree"))?;
         let temporary = RepoPath::new(temporary_name(&key)).map_err(Failure::bug)?;
         let log = reflog::mark_now(&session.workspace, &base.facts.branch)
             .map_err(Failure::io("reading the reflog"))?;
@@ -376,6 +382,7 @@ impl Begin<'_> {
             index_meaning: hex(&base.index.meaning.0),
             index_digest,
             temporary,
+            root_mode: Some(root_mode),
             claim_token: self.request.claim_token.clone(),
             triggered_by: self.request.triggered_by.clone(),
             settle_by: self.request.settle_by.clone(),
@@ -438,6 +445,7 @@ impl Begin<'_> {
             rev: 0,
             live: Live {
                 command: Some(command),
+                prepared: self.prepared.take(),
                 timeout: self.request.timeout,
                 snapshot: Some(Arc::new(base.baseline.snapshot)),
                 environment: self.request.context.invocation.environment.clone(),
@@ -470,7 +478,7 @@ impl Begin<'_> {
             tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let retention = self.loaded.values.settings.retention;
-        if let Err(error) = retention::gc(session, &retention, false) {
+        if let Err(error) = retention::after_run(session, &retention) {
             // The attempt is at its end whatever becomes of old ones.
             tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
@@ -478,7 +486,7 @@ impl Begin<'_> {
     }
 
     /// The command, with what the design adds to its environment.
-    fn command(&self, attempt: Option<(&AttemptKey, &AttemptSpec)>) -> Command {
+    pub(super) fn command(&self, attempt: Option<(&AttemptKey, &AttemptSpec)>) -> Command {
         let mut env = self.request.context.invocation.environment.clone();
         let mut set = |name: &str, value: OsString| {
             env.retain(|(n, _)| n != name);
@@ -540,39 +548,6 @@ impl Begin<'_> {
                 format!("the post-check {} will not run: {why}", path.display()),
             );
         }
-    }
-
-    /// Runs without a transaction, under the lock.
-    fn run_unprotected(
-        &self,
-        session: &mut Session,
-        warnings: Vec<Warning>,
-    ) -> Result<Outcome, Failure> {
-        let id = &self.request.execution;
-        let root = session.workspace.root().display().to_string();
-        let folder = session.place.state.join("unprotected").join(id.as_str());
-        let lock = session.lock.share().map_err(Failure::io("sharing the lock"))?;
-        let waiting = process::start(&self.command(None), &folder, &[lock.as_fd()])?;
-        let bounds = Bounds { timeout: self.request.timeout, ..Bounds::default() };
-        let over =
-            waiting.run(&bounds, &mut Requests { signals: self.signals, poll: &mut || None });
-        let _ = std::fs::remove_dir_all(&folder);
-        let mut outcome = Outcome::without_attempt(id.clone(), OutcomeWord::Unprotected, &root);
-        outcome.warnings = warnings;
-        let cause = match over.ended_by {
-            crate::tx::writer::EndedBy::Itself if over.result.exit_code == Some(0) => None,
-            crate::tx::writer::EndedBy::Itself => Some(Cause::TurnFailed),
-            crate::tx::writer::EndedBy::Timeout => Some(Cause::TurnTimeout),
-            crate::tx::writer::EndedBy::SettleBy => Some(Cause::SettleBy),
-            crate::tx::writer::EndedBy::Cancel => Some(Cause::Cancelled),
-            crate::tx::writer::EndedBy::Interrupt => Some(Cause::Interrupted),
-        };
-        outcome.turn = Some(over.result);
-        outcome.reason = cause.as_ref().map(|cause| cause.reason().to_owned());
-        outcome.error_code = cause.map(|_| ErrorCode::AgentError);
-        let detail = json!({ "reason": outcome.reason, "exit_code": outcome.turn.as_ref().and_then(|t| t.exit_code) });
-        session.ledger.record_event(id, None, "unprotected", &detail)?;
-        Ok(outcome)
     }
 }
 

@@ -21,7 +21,7 @@ use super::view::SealView;
 use crate::gate::EmbeddedGate;
 use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
-use crate::process::{self, Request, Signals, Waiting};
+use crate::process::{self, Prepared, Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, Oid, Pin, RefName};
 use crate::tx::phase::Phase;
@@ -78,6 +78,8 @@ pub struct Live {
     pub waiting: Option<Waiting>,
     /// The command to run.
     pub command: Option<crate::process::Command>,
+    /// A supervisor that waits to be told of it.
+    pub prepared: Option<Prepared>,
     /// The bound on it.
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.

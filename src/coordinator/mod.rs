@@ -42,6 +42,7 @@ pub mod status;
 mod trace;
 mod turn;
 mod undo;
+mod unprotected;
 mod validate;
 pub mod view;
 pub mod warm;

@@ -46,6 +46,10 @@ pub struct AttemptSpec {
     pub index_digest: Option<String>,
     /// The folder at the work-tree root in which files are made and wait.
     pub temporary: RepoPath,
+    /// The permission bits of the root at open: the manifest has no entry for it. `None` where the
+    /// attempt is of a worktx that kept them in a file.
+    #[serde(default)]
+    pub root_mode: Option<u32>,
     /// The fence of a pull-model claim.
     pub claim_token: Option<String>,
     /// What set it off.
@@ -54,7 +58,7 @@ pub struct AttemptSpec {
     pub settle_by: Option<String>,
     /// Other refs at open, by name: reported if they move, never moved back.
     pub other_refs: Vec<(RefName, Oid)>,
-    /// Where the record of the attempt before lies, if there was one.
+    /// Where the outcome of the attempt before lies, if there was one.
     pub previous: Option<String>,
     /// How an operator is told.
     #[serde(default)]

@@ -89,6 +89,7 @@ impl Lab {
             settle_by: None,
             other_refs: Vec::new(),
             previous: None,
+            root_mode: None,
             operator: crate::config::Operator::default(),
         }
     }
@@ -169,7 +170,7 @@ impl Lab {
         self.set(&key, TxState::RollingBack { undo: undo() }, &[work]);
         self.set(&key, TxState::RolledBack { undo: Some(undo()) }, &[]);
         std::fs::create_dir_all(self.folder(&key)).expect("made");
-        std::fs::write(self.folder(&key).join("outcome.json"), "{}").expect("written");
+        std::fs::write(self.folder(&key).join("gitdir.json"), "{}").expect("written");
         key
     }
 

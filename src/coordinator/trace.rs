@@ -1,27 +1,26 @@
-//! What an attempt leaves for the next one and for people: its outcome in its folder, and, where
-//! the settings say so and the base ignores the place, a record in the tree.
+//! What an attempt leaves for the next one and for people: its outcome, which stands in the ledger
+//! and is written into the folder of the next attempt; and, where the settings say so and the base
+//! ignores the place, a record in the tree.
 //!
 //! # Limitations
-//! A trace is a courtesy: that it could not be written changes no outcome.
-
-use std::os::fd::AsFd as _;
-use std::path::Path;
+//! A record in the tree is a courtesy: that it could not be written changes no outcome.
 
 use rustix::fs::{Mode, OFlags};
 use serde_json::json;
+use std::os::fd::AsFd as _;
 
 use super::drive::Driver;
 use super::error::Failure;
-use super::place::PRIVATE_FILE;
-use crate::base::durable;
+use super::session::Session;
 use crate::git::rules::{Source, View};
 use crate::journal::Change as LedgerChange;
+use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId};
 use crate::tx::path::RepoPath;
 use crate::tx::record::AttemptRecord;
 use crate::tx::state::{TxEvent, TxState};
 
-/// The name of the outcome in an attempt's folder: what `WORKTX_PREVIOUS` names.
-pub(super) const OUTCOME: &str = "outcome.json";
+/// In an attempt's folder, the outcome of the one before: what `WORKTX_PREVIOUS` names.
+pub(super) const PREVIOUS: &str = "previous.json";
 const TREE_FOLDER: &str = ".trinity/journal";
 
 impl Driver<'_> {
@@ -46,20 +45,16 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Writes the outcome where the next attempt and people find it.
+    /// Writes the outcome into the tree, where that is asked for.
     pub(super) fn leave_trace(&mut self) {
+        let undone = matches!(self.state(), TxState::RolledBack { undo: Some(_) });
+        if !undone || !self.spec.settings.tree_record {
+            return;
+        }
         let status = self.row().ok().flatten().map(|row| row.status);
         let Some(outcome) = self.outcome(&self.record, status) else { return };
         let Ok(bytes) = serde_json::to_vec_pretty(&outcome) else { return };
-        let path = self.session.place.attempt(&self.key).join(OUTCOME);
-        if let Err(error) = durable::write_file(&path, &bytes, PRIVATE_FILE) {
-            tracing::warn!(%error, "the outcome could not be written to the attempt's folder");
-        }
-        let undone = matches!(self.state(), TxState::RolledBack { undo: Some(_) });
-        if undone
-            && self.spec.settings.tree_record
-            && let Err(error) = self.leave_in_tree(&bytes)
-        {
+        if let Err(error) = self.leave_in_tree(&bytes) {
             tracing::warn!(%error, "no record of the attempt could be left in the tree");
         }
     }
@@ -104,8 +99,13 @@ impl Driver<'_> {
     }
 }
 
-/// The outcome of an attempt before, if it left one.
-pub(super) fn outcome_file(folder: &Path) -> Option<String> {
-    let path = folder.join(OUTCOME);
-    path.exists().then(|| path.display().to_string())
+/// The outcome of an attempt before, if it came to one.
+pub(super) fn before(
+    session: &Session,
+    execution: &ExecutionId,
+    attempt: AttemptNo,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let key = AttemptKey { execution: execution.clone(), attempt };
+    let outcome = session.ledger.attempt(&key)?.and_then(|attempt| attempt.outcome);
+    Ok(outcome.and_then(|outcome| serde_json::to_vec_pretty(&outcome).ok()))
 }

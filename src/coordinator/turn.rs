@@ -12,12 +12,9 @@ use std::time::Duration;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
-use super::place::PRIVATE_FILE;
-use crate::base::durable;
 use crate::base::fault::{self, Point};
 use crate::git::reflog::{self, Moves};
 use crate::git::refs::RefError;
-use crate::git::restore;
 use crate::process::{self, Bounds, Request, Requests, TurnOver, Waiting};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::Oid;
@@ -25,27 +22,28 @@ use crate::tx::state::{TxEvent, Undo};
 use crate::tx::verdict::Status;
 use crate::tx::writer::{EndedBy, ProvenDead, TurnResult};
 
-/// In an attempt's folder: the mode of the root at open, for which the manifest has no entry.
-pub(super) const ROOT_MODE: &str = "root-mode";
-
 impl Driver<'_> {
     pub(super) fn start_turn(&mut self) -> Result<(), Stop> {
         fault::point(Point::OpenRecorded);
-        if let Some(pin) = self.record.pins.base.clone() {
-            self.make_ref(&pin)?;
-        }
-        fault::point(Point::BasePinned);
         let Some(command) = self.live.command.clone() else {
             return Err(Failure::bug("a turn without a command").into());
         };
         let own = self.session.place.attempt(&self.key);
-        let mode = restore::root_mode(self.session.root.handle())
-            .map_err(Failure::io("looking at the root of the work tree"))?;
-        durable::write_file(&own.join(ROOT_MODE), format!("{mode:o}").as_bytes(), PRIVATE_FILE)
-            .map_err(Failure::io("noting the mode of the root"))?;
-        let folder = own.join("turn");
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
-        match process::start(&command, &folder, &[lock.as_fd()]) {
+        let prepared = self.live.prepared.take();
+        let starting = process::begin(prepared, &command, &own.join("turn"), &[lock.as_fd()]);
+        // The supervisor brings its leader up while the base is pinned.
+        if let Some(pin) = self.record.pins.base.clone()
+            && let Err(error) = self.make_ref(&pin)
+        {
+            if let Ok(starting) = starting {
+                starting.give_up();
+                process::sweep_cgroups(&own);
+            }
+            return Err(error.into());
+        }
+        fault::point(Point::BasePinned);
+        match starting.and_then(process::Starting::wait) {
             Ok(waiting) => {
                 let record = waiting.record().clone();
                 let detail = json!({ "leader": record.leader.pid });

@@ -165,9 +165,12 @@ impl Driver<'_> {
 
     /// The root's own mode, before anything beneath it is looked at: it may keep us out.
     fn put_back_root_mode(&self) -> Result<(), Stop> {
-        let path = self.session.place.attempt(&self.key).join(super::turn::ROOT_MODE);
-        let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-        let Ok(mode) = u32::from_str_radix(text.trim(), 8) else { return Ok(()) };
+        // What an older worktx began has it in a file.
+        let noted = || {
+            let path = self.session.place.attempt(&self.key).join("root-mode");
+            u32::from_str_radix(std::fs::read_to_string(path).ok()?.trim(), 8).ok()
+        };
+        let Some(mode) = self.spec.root_mode.or_else(noted) else { return Ok(()) };
         restore::set_root_mode(self.session.root.handle(), mode).map_err(|error| {
             Stop::Quarantine(QuarantineReason::RestoreBlocked {
                 paths: Vec::new(),

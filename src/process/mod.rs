@@ -19,6 +19,7 @@ mod find;
 mod fork;
 mod ladder;
 mod output;
+mod prepared;
 mod record;
 mod signals;
 mod supervisor;
@@ -38,10 +39,11 @@ use std::time::{Duration, SystemTime};
 pub use cgroup::sweep as sweep_cgroups;
 pub use death::{Death, Living, check, operators_word, stop};
 pub use find::{ProgramNotFound, find_program};
+pub use prepared::Prepared;
 pub use signals::{Request, Signals};
 pub use supervisor::run_supervisor_if_asked;
 pub use table::{is_alive, own_ancestry, own_process, terminate, this_host};
-pub use turn::{StartError, Waiting, start};
+pub use turn::{StartError, Starting, Waiting, begin, start};
 
 use crate::tx::writer::{EndedBy, ProvenDead, TurnResult};
 

@@ -66,6 +66,9 @@ struct Held {
 
 fn supervise() -> io::Result<()> {
     let children = signals::block_all_and_watch_children()?;
+    // A group of its own: Ctrl-C at the terminal is not for the supervisor. The same session: the
+    // leader's group would be orphaned otherwise, and job control would not work in it.
+    setpgid(None, None)?;
     signals::close_all_on_exec()?;
     // Standard input is the coordinator; as handle 0 it would be inherited, so it moves away.
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
@@ -109,9 +112,6 @@ fn set_up(
         .ok_or("another supervisor runs in this record directory")?;
     set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|error| format!("child subreaper: {error}"))?;
-    // A group of its own: Ctrl-C at the terminal is not for the supervisor. The same session: the
-    // leader's group would be orphaned otherwise, and job control would not work in it.
-    setpgid(None, None).map_err(|error| format!("setpgid: {error}"))?;
     let supervisor = table::own_process();
     let cgroup = cgroup.then(|| cgroup::make(&record_dir, &supervisor)).flatten();
     let started = start_leader(in_session, cgroup.as_ref()).and_then(|started| {

@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,8 +19,8 @@ use rustix::process::{Pid, Signal, kill_process, set_child_subreaper};
 
 use super::ladder::{Ladder, Step};
 use super::output::Copier;
+use super::prepared::{self, Prepared};
 use super::signals::{Signals, StopsCaught};
-use super::supervisor::SUPERVISE;
 use super::terminal::{self, Terminal};
 use super::wire::{self, Ended, Ending, News, Order, Plan};
 use super::{Bounds, Command, Output, Request, Requests, Stdin, TurnOver, Unproven, cgroup, table};
@@ -87,15 +87,39 @@ impl std::fmt::Debug for CopierBox {
     }
 }
 
-/// Starts supervisor and leader; both wait.
-///
-/// `record_dir` is this run's own directory; the supervisor keeps lock and proof in it. The
-/// handles in `keep` (the workspace lock) stay open in the supervisor, not in the command.
+/// A supervisor that has been told of its run and brings its leader up: to be waited for, or to be
+/// given up.
+#[derive(Debug)]
+#[must_use]
+pub struct Starting {
+    supervisor: Child,
+    control: OwnedFd,
+    told: io::Result<()>,
+    record_dir: PathBuf,
+    in_session: bool,
+    copier: Option<CopierBox>,
+}
+
+/// Starts supervisor and leader; both wait. As [`begin`] and [`Starting::wait`].
 pub fn start(
     command: &Command,
     record_dir: &Path,
     keep: &[BorrowedFd<'_>],
 ) -> Result<Waiting, StartError> {
+    begin(None, command, record_dir, keep)?.wait()
+}
+
+/// Tells a supervisor of its run, and does not wait until it has brought up its leader.
+///
+/// `record_dir` is this run's own directory; the supervisor keeps lock and proof in it. The
+/// handles in `keep` (the workspace lock) stay open in the supervisor, not in the command. A
+/// supervisor that was `prepared` is taken, where it still lives.
+pub fn begin(
+    prepared: Option<Prepared>,
+    command: &Command,
+    record_dir: &Path,
+    keep: &[BorrowedFd<'_>],
+) -> Result<Starting, StartError> {
     let system = |what: &'static str| move |source: io::Error| StartError::System { what, source };
     let no_dir = |source| StartError::RecordDir { dir: record_dir.to_owned(), source };
     let record_dir = std::path::absolute(record_dir).map_err(no_dir)?;
@@ -139,15 +163,10 @@ pub fn start(
         (None, Output::StdoutToStderr) => (rustix::stdio::stderr(), rustix::stdio::stderr()),
         (None, _) => (rustix::stdio::stdout(), rustix::stdio::stderr()),
     };
-    let (control, other) = wire::pair().map_err(system("make a socket pair"))?;
-    let supervisor = std::process::Command::new("/proc/self/exe")
-        .arg(SUPERVISE)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::from(other))
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(system("start the supervisor"))?;
+    let (supervisor, control) = match prepared.and_then(Prepared::take) {
+        Some(waits) => waits,
+        None => prepared::spawn().map_err(system("start the supervisor"))?,
+    };
     let setup = Order::Setup {
         record_dir: bytes(record_dir.as_os_str()),
         in_session,
@@ -155,30 +174,44 @@ pub fn start(
     };
     let mut handles = vec![plan.as_fd(), stdin, stdout, stderr];
     handles.extend_from_slice(keep);
-    let answer = wire::send(&control, &setup, &handles).and_then(|()| wire::receive(&control));
-    let (supervisor_id, leader, cgroup) = match answer {
-        Ok(Some((News::Ready { supervisor, leader, cgroup }, _))) => (supervisor, leader, cgroup),
-        answer => {
-            let why = match answer {
-                Ok(Some((News::Failed { why }, _))) => why,
-                Ok(Some((other, _))) => format!("it said {other:?}"),
-                Ok(None) => "it left".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            drop(control);
-            give_up(supervisor);
-            return Err(StartError::Supervisor { why });
-        }
-    };
-    let record = WriterRecord {
-        host: table::this_host(),
-        supervisor: supervisor_id,
-        leader,
-        cgroup,
-        // The supervisor is the first of them.
-        started_ticks: supervisor_id.start_ticks,
-    };
-    Ok(Waiting { supervisor, control, record, record_dir, in_session, copier })
+    let told = wire::send(&control, &setup, &handles);
+    Ok(Starting { supervisor, control, told, record_dir, in_session, copier })
+}
+
+impl Starting {
+    /// Waits until the leader is up, and waits itself.
+    pub fn wait(self) -> Result<Waiting, StartError> {
+        let Self { supervisor, control, told, record_dir, in_session, copier } = self;
+        let (id, leader, cgroup) = match told.and_then(|()| wire::receive(&control)) {
+            Ok(Some((News::Ready { supervisor, leader, cgroup }, _))) => {
+                (supervisor, leader, cgroup)
+            }
+            answer => {
+                let why = match answer {
+                    Ok(Some((News::Failed { why }, _))) => why,
+                    Ok(Some((other, _))) => format!("it said {other:?}"),
+                    Ok(None) => "it left".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                give_up(supervisor);
+                return Err(StartError::Supervisor { why });
+            }
+        };
+        let record = WriterRecord {
+            host: table::this_host(),
+            supervisor: id,
+            leader,
+            cgroup,
+            // The supervisor is the first of them.
+            started_ticks: id.start_ticks,
+        };
+        Ok(Waiting { supervisor, control, record, record_dir, in_session, copier })
+    }
+
+    /// Nothing of it may stay.
+    pub fn give_up(self) {
+        give_up(self.supervisor);
+    }
 }
 
 /// A file in memory with these bytes, to be read from its beginning.
