@@ -96,11 +96,11 @@ impl Begin<'_> {
         let rules = view::rules_of(&facts.config, &settings.scope);
         let attributes = CapturedAttributes::of(&facts.config);
         let mut warmth = session.warmth.borrow_mut();
-        let asked = if warmth.is_connected() {
+        let asked = if warmth.may_know() {
             let generation =
                 session.manifest.meta().map_err(Failure::other("reading the manifest"))?;
             let view = warm::view(&facts.config, &settings.scope, &session.root);
-            Some(warmth.ask(&session.root, generation.generation, view))
+            Some(warmth.ask(&session.root, generation.generation, None, view))
         } else {
             None
         };

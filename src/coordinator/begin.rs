@@ -220,12 +220,14 @@ impl Begin<'_> {
         self.laps.enter(Phase::Judge);
         self.prepared = Some(Prepared::start());
         if !self.request.verify_all {
-            session.warmth =
-                RefCell::new(Warmth::connect(&session.place, session.lock.descriptor()));
+            let mut warmth = Warmth::connect(&session.place, session.lock.descriptor());
+            warmth.see_for_itself(&session.root);
+            session.warmth = RefCell::new(warmth);
         }
         let base = match self.judge(session) {
             Ok(base) => base,
             Err(Failure::Refused { refusals, warnings }) => {
+                session.warmth.borrow_mut().rest();
                 let dirty = |r: &Refusal| {
                     matches!(r, Refusal::ModifiedTracked { .. } | Refusal::StagedChanges { .. })
                 };

@@ -123,6 +123,7 @@ impl Driver<'_> {
             return Err(difference_stop(&differences));
         }
         self.meet_drift(seal)?;
+        self.session.warmth.borrow_mut().rest();
         let new_index = self.new_index(seal)?;
         self.live.index_changes = Some(new_index.is_some());
         // What is known of the bytes is found out while they are written.

@@ -76,6 +76,7 @@ impl Driver<'_> {
                 Err(error) => return Err(view::scan_stop(error)),
             }
         };
+        self.session.warmth.borrow_mut().rest();
         let too_large = too_large(&scan.changes, &self.spec.settings.limits, listed);
         let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
         let base_pin_tree = self.session.store.commit(base_pin)?.tree;

@@ -121,9 +121,9 @@ pub fn look(
     request.temporary = &temporary;
     request.new_directories = new_directories;
     let mut warmth = session.warmth.borrow_mut();
-    let asked = warmth.is_connected().then(|| {
+    let asked = warmth.may_know().then(|| {
         let view = warm::view(&spec.git, &spec.settings.scope, &session.root);
-        warmth.ask(&session.root, snapshot.meta().generation, view)
+        warmth.ask(&session.root, snapshot.meta().generation, Some(snapshot), view)
     });
     request.only = asked.as_ref().and_then(|asked| asked.touched.as_ref());
     scan::scan(&request)

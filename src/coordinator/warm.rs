@@ -1,6 +1,7 @@
 //! What a server that watches the work tree knows of it, asked for by who drives an attempt: which
-//! directories are to be looked at. Without a server, or where anything of the talk goes wrong, all
-//! are.
+//! directories are to be looked at. Without a server, who may mark the file system
+//! ([`crate::git::mark`]) looks at all once and sees by itself what happens afterwards. Else, or where
+//! anything of the talk goes wrong, all are looked at each time.
 //!
 //! One connection an attempt, made before the turn and kept: nobody else can take the server's place
 //! meanwhile, and a server that ends, hangs or begins anew is noticed. The server hears only the
@@ -33,7 +34,9 @@ use sha2::{Digest as _, Sha256};
 use super::place::Place;
 use crate::base::hex::{hex, unhex};
 use crate::git::gitconfig::GitConfig;
+use crate::git::mark::{Ended, Mark};
 use crate::git::root::{Root, RootId};
+use crate::git::snapshot::Snapshot;
 use crate::git::touched::Touched;
 use crate::git::watch;
 use crate::tx::settings::Scope;
@@ -175,6 +178,14 @@ fn mounts_beneath<'a>(table: &'a [u8], root: &Path) -> Vec<&'a [u8]> {
     table.split(|b| *b == b'\n').filter(is_beneath).collect()
 }
 
+/// A mark of this process's own: what a server would know.
+#[derive(Debug)]
+struct Own {
+    mark: Mark,
+    /// How all was looked at since the mark was set; none as long as it was not.
+    view: Option<String>,
+}
+
 /// What was asked, and is to be told when the look is over.
 #[derive(Debug)]
 pub struct Asked {
@@ -184,10 +195,12 @@ pub struct Asked {
     view: String,
 }
 
-/// The talk with a server; or none.
+/// The talk with a server; where there is none, what this process sees itself.
 #[derive(Debug, Default)]
 pub struct Warmth {
     stream: Option<UnixStream>,
+    own: Option<Own>,
+    ended: Option<Ended>,
     lock: i32,
     /// For one thing that is said or heard, all of it.
     patience: Duration,
@@ -217,13 +230,39 @@ impl Warmth {
             connect(&stream, &SocketAddrUnix::new(&path)?)?;
             Ok(UnixStream::from(stream))
         });
-        Self { stream: opened.ok(), lock, patience, said: Vec::new() }
+        Self { stream: opened.ok(), own: None, ended: None, lock, patience, said: Vec::new() }
     }
 
-    /// What is to be looked at of a manifest of this generation.
-    pub fn ask(&mut self, root: &Root, generation: u64, view: Option<String>) -> Asked {
-        let cold = Asked { touched: None, token: None, view: String::new() };
-        let (Some(_), Some(view)) = (&self.stream, view) else { return cold };
+    /// Where there is no server: sees by itself what happens from now on, if it may.
+    pub fn see_for_itself(&mut self, root: &Root) {
+        if self.stream.is_none() {
+            match Mark::set(root) {
+                Ok(mark) => self.own = Some(Own { mark, view: None }),
+                Err(error) => tracing::debug!(%error, "no mark on the file system"),
+            }
+        }
+    }
+
+    /// What is to be looked at of a tree that is to be as `snapshot` says, or, at the beginning of an
+    /// attempt, as the manifest of this generation.
+    pub fn ask(
+        &mut self,
+        root: &Root,
+        generation: u64,
+        snapshot: Option<&Snapshot>,
+        view: Option<String>,
+    ) -> Asked {
+        let cold = Asked { touched: None, token: None, view: view.clone().unwrap_or_default() };
+        let Some(view) = view else { return cold };
+        if let (Some(own), Some(snapshot)) = (&mut self.own, snapshot) {
+            let touched = own.mark.touched(snapshot).filter(|_| own.view.as_ref() == Some(&view));
+            let directories = touched.as_ref().map(Touched::len);
+            tracing::debug!(directories, "by the mark on the file system");
+            return Asked { touched, ..cold };
+        }
+        if self.stream.is_none() {
+            return cold;
+        }
         if let Err(error) = watch::touch_root(root) {
             tracing::debug!(%error, "the root cannot be touched: all is looked at");
             return cold;
@@ -240,6 +279,9 @@ impl Warmth {
 
     /// The look that was asked for is over, and the manifest says what it found.
     pub fn looked(&mut self, asked: &Asked, full: bool, rewritten: &[Vec<u8>]) {
+        if let Some(own) = self.own.as_mut().filter(|_| full && !asked.view.is_empty()) {
+            own.view = Some(asked.view.clone());
+        }
         // Without a token too: now there is a manifest that a watch can begin with.
         let token = asked.token.unwrap_or(0);
         let rewritten = rewritten.iter().map(|dir| hex(dir)).collect();
@@ -257,9 +299,16 @@ impl Warmth {
         self.say(&Said::Begin).and_then(|()| self.hear());
     }
 
-    /// Whether a server is there.
-    pub const fn is_connected(&self) -> bool {
-        self.stream.is_some()
+    /// No more looks are to come.
+    pub fn rest(&mut self) {
+        if let Some(own) = self.own.take() {
+            self.ended = Some(own.mark.end());
+        }
+    }
+
+    /// Whether there is anybody to ask.
+    pub const fn may_know(&self) -> bool {
+        self.stream.is_some() || self.own.is_some()
     }
 
     fn say(&mut self, said: &Said) -> Option<()> {
@@ -361,8 +410,8 @@ mod tests {
             workspace_id: "main".to_owned(),
         };
         let mut warmth = Warmth::connect(&place, 0);
-        assert!(!warmth.is_connected());
+        assert!(!warmth.may_know());
         let root = Root::open(dir.path()).expect("opened");
-        assert!(warmth.ask(&root, 1, Some("view".to_owned())).touched.is_none());
+        assert!(warmth.ask(&root, 1, None, Some("view".to_owned())).touched.is_none());
     }
 }

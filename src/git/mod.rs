@@ -34,6 +34,7 @@ pub mod listing;
 pub mod lockfile;
 pub mod locks;
 pub mod manifest;
+pub mod mark;
 pub mod names;
 pub mod odb;
 pub mod pack;

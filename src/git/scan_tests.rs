@@ -27,6 +27,7 @@ use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::{Limits, Scope};
 
+mod marked;
 mod random;
 mod watched;
 
@@ -49,7 +50,11 @@ struct Tree {
 
 impl Tree {
     fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
+        Self::new_in(&std::env::temp_dir())
+    }
+
+    fn new_in(folder: &std::path::Path) -> Self {
+        let dir = tempfile::tempdir_in(folder).expect("a folder");
         let tree = dir.path().join("tree");
         std::fs::create_dir(&tree).expect("made");
         let tree = Self {

@@ -189,11 +189,21 @@ pub fn touch_root(root: &Root) -> Result<(), Errno> {
     rustix::fs::utimensat(root.handle(), ".", &times, rustix::fs::AtFlags::empty())
 }
 
+fn magic_of(root: &Root) -> Result<u32, Errno> {
+    let magic = rustix::fs::fstatfs(root.handle())?.f_type;
+    Ok(u32::try_from(magic & 0xffff_ffff).unwrap_or_default())
+}
+
+/// Whether the kernel sees every change on the file system, and each file is one inode there.
+pub(super) fn tells_all(root: &Root) -> Result<bool, Errno> {
+    let magic = magic_of(root)?;
+    Ok(LOCAL.contains(&magic) && magic != OVERLAY)
+}
+
 impl Watch {
     /// Begins a watch of everything that the manifest has. Tokens follow `clock`.
     pub fn begin(root: Root, manifest: &Manifest, limit: u64, clock: u64) -> Result<Self, Lost> {
-        let magic = rustix::fs::fstatfs(root.handle())?.f_type;
-        let magic = u32::try_from(magic & 0xffff_ffff).unwrap_or_default();
+        let magic = magic_of(&root)?;
         if !LOCAL.contains(&magic) {
             return Err(Lost::FileSystem { magic });
         }

@@ -95,7 +95,7 @@ impl Watched {
 }
 
 /// The rules of what stands in the manifest, from the tree, which nothing has changed yet.
-fn rules_of(tree: &Tree, baseline: &Baseline) -> BaseRules {
+pub(super) fn rules_of(tree: &Tree, baseline: &Baseline) -> BaseRules {
     let mut kept = std::collections::HashMap::new();
     for (path, packed) in baseline.snapshot.iter() {
         if path.name() == b".gitignore"
@@ -110,12 +110,16 @@ fn rules_of(tree: &Tree, baseline: &Baseline) -> BaseRules {
 
 fn small() -> Tree {
     let tree = Tree::new();
+    fill(&tree);
+    tree
+}
+
+pub(super) fn fill(tree: &Tree) {
     for name in ["a/b/one", "a/b/two", "a/three", "c/four", "five"] {
         tree.write(name, name);
     }
     fs::create_dir(tree.at("empty")).expect("made");
     tree.commit(&["."]);
-    tree
 }
 
 #[test]
@@ -292,9 +296,9 @@ const NAMES: &[&str] = &["a", "b", "c.o", "d", ".gitignore", ".gitattributes"];
 const RULES: &[&str] = &["*.o\n", "b/\n", "/a\n", "!c.o\n", "d\n*.o\n", "*\n", ""];
 
 /// One thing that a turn may do, by numbers.
-type Step = (u8, Vec<usize>, Vec<usize>, usize);
+pub(super) type Step = (u8, Vec<usize>, Vec<usize>, usize);
 
-fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
+pub(super) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     let path = || proptest::collection::vec(0..NAMES.len(), 1..4);
     proptest::collection::vec((0u8..12, path(), path(), 0..RULES.len()), 1..most)
 }
@@ -304,7 +308,7 @@ fn joined(parts: &[usize]) -> String {
 }
 
 /// Does it, as far as the tree allows.
-fn step(root: &Path, outside: &Path, (what, one, other, text): &Step) {
+pub(super) fn step(root: &Path, outside: &Path, (what, one, other, text): &Step) {
     let (one, other) = (root.join(joined(one)), root.join(joined(other)));
     let make_room = |at: &Path| at.parent().map(fs::create_dir_all);
     match what {
@@ -345,7 +349,7 @@ fn step(root: &Path, outside: &Path, (what, one, other, text): &Step) {
 
 /// Without the paths that only lack a proof: a file that was written in the same tick as the look
 /// before, or another name of which was moved. A watch has the proof that stat data has not.
-fn without_doubts(mut scan: Scan) -> Scan {
+pub(super) fn without_doubts(mut scan: Scan) -> Scan {
     let looks = |stat: &Stat| (stat.mode, stat.size, stat.mtime_ns, stat.inode, stat.uid, stat.gid);
     scan.changes.retain(|change| match (&change.before, &change.after) {
         (Some(before), Some(after)) => {
@@ -357,7 +361,7 @@ fn without_doubts(mut scan: Scan) -> Scan {
 }
 
 /// What stands at a changed path, as a seal keeps it.
-fn sealed(change: Change) -> (RepoPath, Option<Entry>) {
+pub(super) fn sealed(change: Change) -> (RepoPath, Option<Entry>) {
     let entry = change.after.map(|found| Entry {
         kind: found.kind,
         stat: found.stat,
