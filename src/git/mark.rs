@@ -15,6 +15,8 @@
 //!   without, there is none, and all is looked at.
 //! - Whatever happens elsewhere on the file system is told too; where it is much ([`MOST`], or more
 //!   than `fs.fanotify.max_queued_events`), nothing more is known.
+//! - Root can write without the kernel telling anybody (by a handle that fanotify itself gave, or
+//!   to the disk), as it can do anything else.
 //! - As of a watch: a mapping of a file is seen when it is let go of, mounts cause no event.
 
 use std::collections::HashSet;

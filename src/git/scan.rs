@@ -130,6 +130,9 @@ pub struct Scan {
     pub dropped: Vec<RepoPath>,
     /// Of the tree as it is: see [`IgnoredRules`].
     pub ignored_rules: IgnoredRules,
+    /// Only of a bounded look: directories with other rules than the snapshot was made by.
+    /// Everything beneath them was looked at.
+    pub(super) reread: Vec<Vec<u8>>,
     /// The clock that files are stamped with, before the first look.
     pub started_ns: i64,
     /// How many names were looked at, ignored ones among them.

@@ -106,7 +106,7 @@ pub(super) fn parent(path: &[u8]) -> &[u8] {
 }
 
 /// The directories above one, the nearest first, the root last.
-fn above(dir: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn above(dir: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::successors((!dir.is_empty()).then(|| parent(dir)), |dir| {
         (!dir.is_empty()).then(|| parent(dir))
     })

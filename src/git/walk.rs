@@ -80,6 +80,7 @@ fn join(mut one: Scan, other: Scan) -> Scan {
     one.attributes.extend(other.attributes);
     one.dropped.extend(other.dropped);
     one.ignored_rules.extend(other.ignored_rules);
+    one.reread.extend(other.reread);
     one
 }
 
@@ -223,6 +224,9 @@ impl<'a> Worker<'a> {
         let (base, turn) = self.views(task, names.find(GITIGNORE).is_some(), row)?;
         let shared = base.is(&turn);
         let whole = !shared || self.has_other_rules(names, task, fd.as_fd(), row)?;
+        if whole && request.only.is_some() {
+            self.out.reread.push(task.dir.clone());
+        }
         let here = Here { task, fd: fd.as_fd(), base, turn, shared, whole };
         let mut at = 0;
         let mut known = 0;

@@ -232,13 +232,26 @@ fn finds_the_same((first, tracked, turn, check): &Turns) -> Result<(), TestCaseE
     Ok(())
 }
 
+/// A folder that ignores itself is ignored by one above it from now on: its rules are nobody's.
+#[test]
+fn rules_of_what_is_ignored_by_now_are_forgotten() {
+    let turns: Turns =
+        (vec![(0, vec![0, 4], vec![0], 5)], false, vec![(0, vec![4], vec![0], 2)], vec![]);
+    finds_the_same(&turns).expect("the same");
+}
+
 /// Whatever a turn and a post-check do: both looks find the same.
 #[test]
 fn finds_what_a_full_look_finds() {
     if marked(|_| {}).is_none() {
         return;
     }
-    let config = Config { cases: 100, max_shrink_iters: 300, ..Config::default() };
+    let config = Config {
+        cases: 100,
+        max_shrink_iters: 300,
+        failure_persistence: None,
+        ..Config::default()
+    };
     TestRunner::new(config)
         .run(&(steps(25), any::<bool>(), steps(10), steps(6)), |turns| finds_the_same(&turns))
         .expect("the same");

@@ -13,7 +13,7 @@ use crate::git::pool::Task;
 use crate::git::row::Row;
 use crate::git::rules::read_rules;
 use crate::git::scan::{Scan, ScanError, ScanRequest};
-use crate::git::touched::{Touched, parent};
+use crate::git::touched::{Touched, above, parent};
 use crate::tx::entry::Kind;
 use crate::tx::path::RepoPath;
 
@@ -26,11 +26,14 @@ pub(super) fn carry_over(
     // What was walked for another reason has been told already; what has gone is not there, and
     // what is dropped is out of scope.
     let dropped = std::mem::take(&mut all.dropped);
+    let reread: BTreeSet<Vec<u8>> = std::mem::take(&mut all.reread).into_iter().collect();
+    let was_looked_at =
+        |dir: &[u8]| touched.covers(dir) || above(dir).any(|above| reread.contains(above));
     let is_dropped = |path: &RepoPath| dropped.binary_search(path).is_ok();
     let holds = |dir: &[u8], name: &[u8]| -> Result<bool, ScanError> {
         let path = child_path(dir, name);
         let is_out = is_dropped(&path) || RepoPath::new(dir).is_ok_and(|dir| is_dropped(&dir));
-        Ok(!is_out && !touched.covers(dir) && request.root.stat(&path)?.is_some())
+        Ok(!is_out && !was_looked_at(dir) && request.root.stat(&path)?.is_some())
     };
     let mut attributes: BTreeSet<Vec<u8>> =
         std::mem::take(&mut all.attributes).into_iter().collect();
