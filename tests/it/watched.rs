@@ -86,10 +86,11 @@ const TURNS: [(&str, bool); 12] = [
     ("true", true),
 ];
 
-/// The same turns with and without a server leave the same commits and the same tree.
+/// The same turns leave the same commits and the same tree: beside a server, alone (with a mark on
+/// the file system, where one may be set), and with all looked at each time.
 #[test]
 fn comes_to_the_same_with_and_without() {
-    let (watched, alone) = (repo(), repo());
+    let (watched, alone, full) = (repo(), repo(), repo());
     let server = start(&watched, &[]);
     for (number, (script, succeeds)) in TURNS.into_iter().enumerate() {
         let code = if succeeds { 0 } else { 10 };
@@ -99,17 +100,18 @@ fn comes_to_the_same_with_and_without() {
             bounded >= 1 && all == 0,
             "turn {number}: {bounded} bounded, {all} at all: {now:?}"
         );
-        let (ours, theirs) = (ran.json(), alone.run(&[], script).exits(code).json());
-        for key in ["outcome", "reason", "changes", "drift", "warnings"] {
-            assert_eq!(ours[key], theirs[key], "turn {number}: {key}");
+        let right = full.run(&["--verify", "full"], script).exits(code).json();
+        let by_itself = alone.run(&[], script).exits(code).json();
+        for (repo, told) in [(&watched, ran.json()), (&alone, by_itself)] {
+            for key in ["outcome", "reason", "changes", "drift", "warnings"] {
+                assert_eq!(told[key], right[key], "turn {number}: {key}");
+            }
+            let tree = |repo: &Repo| repo.git(&["rev-parse", "HEAD^{tree}"]);
+            assert_eq!(tree(repo), tree(&full), "turn {number}");
+            assert_eq!(repo.status(), full.status(), "turn {number}");
+            let names = |repo: &Repo| repo.listing().into_keys().collect::<Vec<_>>();
+            assert_eq!(names(repo), names(&full), "turn {number}");
         }
-        assert_eq!(
-            watched.git(&["rev-parse", "HEAD^{tree}"]),
-            alone.git(&["rev-parse", "HEAD^{tree}"])
-        );
-        assert_eq!(watched.status(), alone.status(), "turn {number}");
-        let names = |repo: &Repo| repo.listing().into_keys().collect::<Vec<_>>();
-        assert_eq!(names(&watched), names(&alone), "turn {number}");
     }
     let (bounded, all, _) = looks(&server, || watched.run(&["--verify", "full"], "true").exits(0));
     assert_eq!((bounded, all), (0, 0), "--verify full asks nobody");
@@ -373,4 +375,34 @@ fn a_file_that_cannot_be_watched() {
     repo.run(&[], "true").exits(0);
     fails_and_is_undone(&repo, "true");
     drop(server);
+}
+
+/// Without a server, root looks at all once: the later looks are at where something happened.
+#[test]
+fn a_run_by_itself_looks_at_all_once() {
+    let memory = std::path::Path::new("/dev/shm");
+    if !is_root() || !memory.is_dir() {
+        println!("SKIPPED: needs root, and /dev/shm, where no other test is heard");
+        return;
+    }
+    let dir = tempfile::tempdir_in(memory).expect("a folder");
+    let repo = Repo::at(dir.path());
+    let told = |options: &[&str], script: &str, code| {
+        let mut command = repo.run_command(options, script);
+        command.env("WORKTX_LOG", "worktx=debug");
+        repo.finish(&mut command).exits(code).stderr
+    };
+    let by_mark = |said: &str| {
+        said.lines().filter(|line| line.contains("by the mark on the file system")).count()
+    };
+    let said = told(&[], "echo bad > src/lib.rs; exit 3", 10);
+    if said.contains("no mark on the file system") {
+        println!("SKIPPED: the kernel allows no mark: {said}");
+        return;
+    }
+    assert!(said.contains("directories=1"), "{said}");
+    assert_eq!(by_mark(&said), 1, "{said}");
+    let said = told(&["--check", "true"], "echo good > src/lib.rs", 0);
+    assert!(by_mark(&said) >= 2, "the seal, and after the post-check: {said}");
+    assert_eq!(by_mark(&told(&["--verify", "full"], "echo better > src/lib.rs", 0)), 0);
 }
