@@ -23,6 +23,21 @@ pub fn file_clock_ns() -> i64 {
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
+/// How far the time of day is ahead of the time since boot, in nanoseconds: less than before where
+/// somebody set the clock back.
+pub fn ahead_of_boot_ns() -> i64 {
+    let ns = |id| {
+        let now = clock_gettime(id);
+        now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+    };
+    // What comes between the two calls makes it less: the most of a few is right.
+    let ahead = || {
+        let day = ns(ClockId::Realtime);
+        day.saturating_sub(ns(ClockId::Boottime))
+    };
+    ahead().max(ahead()).max(ahead())
+}
+
 /// Clock ticks since boot: what `/proc/<pid>/stat` counts process starts in.
 pub fn ticks_since_boot() -> u64 {
     let now = clock_gettime(ClockId::Boottime);

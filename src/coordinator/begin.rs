@@ -457,6 +457,8 @@ impl Begin<'_> {
             signals: self.signals,
         };
         let driven = driver.drive();
+        // One that no turn has taken leaves, before any other command is brought up.
+        driver.live.prepared = None;
         let started = driver.record.state.tag() != StateTag::RolledBack
             && !matches!(driver.record.state, TxState::Open { turn: None });
         if let Err(failure) = driven {

@@ -120,6 +120,7 @@ impl Place {
         make(&self.state)?;
         make(&self.local)?;
         make(&self.state.join("manifest"))?;
+        make(&self.state.join("attempts"))?;
         let home = common_dir.join("worktx");
         if self.state != home {
             make(&home)?;

@@ -123,7 +123,7 @@ fn collect(
     let oldest = clock::rfc3339(oldest);
     let mut sizes = Sizes::read(&session.place);
     let (mut settled, mut bytes) = (0_u32, 0_u64);
-    let mut gone = Vec::new();
+    let (mut gone, mut failed) = (Vec::new(), None);
     // Newest first: the bounds keep the newest.
     for attempt in &attempts {
         let Some(at) = attempt.settled_at.as_deref() else {
@@ -142,18 +142,27 @@ fn collect(
             continue;
         }
         let Some(attempt) = session.ledger.attempt(&attempt.key)? else { continue };
-        match remove(session, &attempt, dry_run)? {
-            Some(refs) => {
+        match remove(session, &attempt, dry_run) {
+            Ok(Some(refs)) => {
                 sizes.told.remove(&attempt.key);
                 document.refs_removed += refs;
                 document.removed.push(attempt.key.to_string());
                 gone.push(attempt.key);
             }
-            None => document.kept += 1,
+            Ok(None) => document.kept += 1,
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
         }
     }
     if !dry_run {
         session.ledger.remove_settled(&gone)?;
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if !dry_run {
         sizes.write(&session.place);
         session.ledger.remove_refusals_before(&oldest)?;
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;

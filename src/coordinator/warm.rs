@@ -19,8 +19,10 @@
 //! A process with the same user id may hold up the server, and then all is looked at; it cannot make
 //! it forget an event.
 
+use std::ffi::OsStr;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -144,7 +146,8 @@ pub fn reachable(dir: &Path, handle: &std::fs::File, name: &str) -> PathBuf {
 }
 
 /// What decides over what is in scope beside the manifest and the files of the tree: captured rules,
-/// the scope, and the mounts beneath the root, which come and go without an event.
+/// the scope, and the mounts beneath the root, which come and go without an event. None where what
+/// happens cannot be known.
 pub fn view(git: &GitConfig, scope: &Scope, root: &Root) -> Option<String> {
     let mut hash = Sha256::new();
     let mut take = |bytes: &[u8]| {
@@ -155,10 +158,25 @@ pub fn view(git: &GitConfig, scope: &Scope, root: &Root) -> Option<String> {
     take(&git.excludes.bytes);
     take(&[u8::from(git.ignore_case)]);
     take(&serde_json::to_vec(scope).ok()?);
+    if backs_a_device(root.path()) {
+        return None;
+    }
     for mount in mounts_beneath(&std::fs::read("/proc/self/mountinfo").ok()?, root.path()) {
         take(mount);
     }
     Some(hex(&hash.finalize()))
+}
+
+/// Whether a file beneath the root is behind a loop device: the kernel writes into it, and tells
+/// nobody.
+fn backs_a_device(root: &Path) -> bool {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices.filter(|device| device.file_name().as_encoded_bytes().starts_with(b"loop")).any(
+        |device| {
+            let file = std::fs::read(device.path().join("loop/backing_file")).unwrap_or_default();
+            Path::new(OsStr::from_bytes(&file)).starts_with(root)
+        },
+    )
 }
 
 /// The lines of mounts beneath a directory: `proc_pid_mountinfo(5)`, the fifth field, in which white
@@ -280,7 +298,10 @@ impl Warmth {
     /// The look that was asked for is over, and the manifest says what it found.
     pub fn looked(&mut self, asked: &Asked, full: bool, rewritten: &[Vec<u8>]) {
         if let Some(own) = self.own.as_mut().filter(|_| full && !asked.view.is_empty()) {
-            own.view = Some(asked.view.clone());
+            match own.mark.looked() {
+                Ok(()) => own.view = Some(asked.view.clone()),
+                Err(error) => tracing::debug!(%error, "no mark on the file system"),
+            }
         }
         // Without a token too: now there is a manifest that a watch can begin with.
         let token = asked.token.unwrap_or(0);

@@ -10,6 +10,11 @@
 //! and, of a write or a change of attributes, the file. A file that has, or had meanwhile, another
 //! name than the one it was changed by is looked for by its inode in the snapshot.
 //!
+//! A write through a mapping is no event before the file is let go of, and a turn can have somebody
+//! keep it open who outlives it (a handle in a socket that nobody reads). So a second mark tells which
+//! files were opened since the look; those whose change time is not older than the look count as
+//! changed.
+//!
 //! # Limitations
 //! - It takes `CAP_SYS_ADMIN` and `CAP_DAC_READ_SEARCH`, Linux 5.9 and a file system with handles:
 //!   without, there is none, and all is looked at.
@@ -17,7 +22,9 @@
 //!   than `fs.fanotify.max_queued_events`), nothing more is known.
 //! - Root can write without the kernel telling anybody (by a handle that fanotify itself gave, or
 //!   to the disk), as it can do anything else.
-//! - As of a watch: a mapping of a file is seen when it is let go of, mounts cause no event.
+//! - As of a watch: who had a file open before the look and writes through a mapping of it is seen
+//!   when that is let go of; mounts cause no event, nor does what the kernel writes into a file for a
+//!   block device (who asks looks for loop devices).
 
 use std::collections::HashSet;
 use std::io;
@@ -27,16 +34,20 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 
 use super::root::{Root, Seen, seen_at, seen_of};
+use super::scan::GRANULARITY_NS;
 use super::snapshot::Snapshot;
 use super::touched::{Touched, parent};
 use super::watch;
+use crate::base::clock::{ahead_of_boot_ns, file_clock_ns};
 use crate::tx::entry::Kind;
-use fan::{Event, Handle};
+use fan::{Event, Handle, Told};
 
 mod fan;
 
 /// Directories and files that something happened to: with more of them a look at all is as quick.
 const MOST: usize = 4000;
+/// How often the events are read until none is left.
+const ROUNDS: usize = 8;
 /// Bytes that are read at once.
 const BUFFER: usize = 64 << 10;
 
@@ -49,6 +60,10 @@ pub struct Mark {
     /// Its path as the kernel has it.
     top: Vec<u8>,
     touched: Touched,
+    opens: Option<OwnedFd>,
+    /// The file clock before the look, and how far it was ahead of the time since boot.
+    since_ns: i64,
+    ahead_ns: i64,
     /// More happened than is kept, or nobody can tell what.
     is_lost: bool,
 }
@@ -56,7 +71,7 @@ pub struct Mark {
 /// A mark that was taken away, to be kept until the end of the process.
 #[derive(Debug)]
 pub struct Ended {
-    _group: OwnedFd,
+    _groups: (OwnedFd, Option<OwnedFd>),
 }
 
 impl Mark {
@@ -69,16 +84,29 @@ impl Mark {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let mount = root.open_self()?;
-        let group = fan::mark(mount.as_fd())?;
+        let (since_ns, ahead_ns) = (file_clock_ns(), ahead_of_boot_ns());
+        let group = fan::mark(mount.as_fd(), Told::Changes)?;
         let top = path_of(&mount)?;
-        Ok(Self { group, mount, top, touched: Touched::default(), is_lost: false })
+        let touched = Touched::default();
+        Ok(Self { group, mount, top, touched, opens: None, since_ns, ahead_ns, is_lost: false })
+    }
+
+    /// All was looked at: what is opened from now on may change without an event.
+    ///
+    /// # Errors
+    /// As [`Mark::set`]; then nothing is known.
+    pub fn looked(&mut self) -> io::Result<()> {
+        let opens = fan::mark(self.mount.as_fd(), Told::Opens);
+        self.is_lost |= opens.is_err();
+        self.opens = Some(opens?);
+        Ok(())
     }
 
     /// The directories in which something happened since the mark was set; `None` where that is not
-    /// known. `snapshot` is of the tree at a time after that.
+    /// known, or nobody has [`Mark::looked`]. `snapshot` is of the tree at a time after that.
     pub fn touched(&mut self, snapshot: &Snapshot) -> Option<Touched> {
         match self.read(snapshot) {
-            Ok(()) if !self.is_lost => Some(self.touched.clone()),
+            Ok(()) if !self.is_lost && self.opens.is_some() => Some(self.touched.clone()),
             Ok(()) => None,
             Err(error) => {
                 tracing::debug!(%error, "the mark on the file system tells nothing more");
@@ -92,39 +120,67 @@ impl Mark {
     /// keeps the handle for some ten milliseconds does not wait for it when the handle closes
     /// (measured: 0.03 ms instead of up to 15).
     pub fn end(self) -> Ended {
-        if let Err(error) = fan::unmark(&self.group) {
-            tracing::debug!(%error, "the mark on the file system ends with this process");
+        for group in std::iter::once(&self.group).chain(&self.opens) {
+            if let Err(error) = fan::unmark(group) {
+                tracing::debug!(%error, "the mark on the file system ends with this process");
+            }
         }
-        Ended { _group: self.group }
+        Ended { _groups: (self.group, self.opens) }
     }
 
     fn read(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        // Of this time only: a directory may have moved since it was told of before.
-        let (mut dirs, mut files) = (HashSet::new(), HashSet::new());
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match rustix::io::read(&self.group, &mut buffer) {
-                Ok(0) | Err(Errno::AGAIN) => break,
-                Ok(count) => {
-                    let events = fan::events(&buffer[..count]).ok_or(io::ErrorKind::InvalidData)?;
-                    for event in events {
-                        self.is_lost |= event.is_overflow() || dirs.len() + files.len() > MOST;
-                        files.extend(event.file.clone());
-                        if !self.is_lost {
-                            self.take(&event, &mut dirs)?;
-                        }
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
+        for round in 0..ROUNDS {
+            let moved = self.read_once(snapshot)?;
+            // The paths of directories are taken after their events were read: what moved in between
+            // is told by the next round.
+            if self.is_lost || (round > 0 && !moved) {
+                // By another path than before, nothing is found where it was looked for.
+                self.is_lost |= path_of(&self.mount)? != self.top
+                    || ahead_of_boot_ns() < self.ahead_ns - GRANULARITY_NS / 2;
+                return Ok(());
             }
         }
-        let mut linked = HashSet::new();
-        if self.is_lost {
-            return Ok(());
+        self.is_lost = true;
+        Ok(())
+    }
+
+    /// Whether a directory was moved.
+    fn read_once(&mut self, snapshot: &Snapshot) -> io::Result<bool> {
+        let (mut dirs, mut files) = (HashSet::new(), HashSet::new());
+        let mut moved = false;
+        let mut buffer = vec![0; BUFFER];
+        while let Some(events) = read_events(&self.group, &mut buffer)? {
+            for event in events {
+                moved |= event.moves_directory();
+                self.is_lost |= event.is_overflow()
+                    || (event.place.is_none() && event.file.is_none())
+                    || dirs.len() + files.len() > MOST;
+                if self.is_lost {
+                    return Ok(true);
+                }
+                files.extend(event.file.clone());
+                self.take(&event, &mut dirs)?;
+            }
         }
+        let mut opened = HashSet::new();
+        while let Some(opens) = &self.opens
+            && let Some(events) = read_events(opens, &mut buffer)?
+        {
+            for event in events {
+                self.is_lost |= event.is_overflow() || event.file.is_none();
+                opened.extend(event.file.filter(|file| !files.contains(file)));
+            }
+        }
+        if self.is_lost {
+            return Ok(true);
+        }
+        let mut linked = HashSet::new();
         for file in files {
-            self.find(&file, &mut linked)?;
+            self.find(&file, i64::MIN, &mut linked)?;
+        }
+        let since = self.since_ns.saturating_sub(GRANULARITY_NS);
+        for file in opened {
+            self.find(&file, since, &mut linked)?;
         }
         if !linked.is_empty() {
             for (dir, row) in snapshot.rows() {
@@ -133,7 +189,7 @@ impl Mark {
                 }
             }
         }
-        Ok(())
+        Ok(moved)
     }
 
     fn take(&mut self, event: &Event, dirs: &mut HashSet<Handle>) -> io::Result<()> {
@@ -166,11 +222,17 @@ impl Mark {
     }
 
     /// Where a file that was changed stands: its directory is touched. One that may have names that
-    /// nobody named is `linked`.
-    fn find(&mut self, handle: &Handle, linked: &mut HashSet<u64>) -> io::Result<()> {
+    /// nobody named is `linked`. One that did not change since is nothing.
+    fn find(
+        &mut self,
+        handle: &Handle,
+        since_ns: i64,
+        linked: &mut HashSet<u64>,
+    ) -> io::Result<()> {
         let Some((fd, seen)) = self.open(handle)? else { return Ok(()) };
         // Directories are told by their own handles.
-        if matches!(seen.kind, Kind::Directory | Kind::Mount) || seen.stat.links == 0 {
+        let is_dir = matches!(seen.kind, Kind::Directory | Kind::Mount);
+        if is_dir || seen.stat.links == 0 || seen.stat.ctime_ns < since_ns {
             return Ok(());
         }
         let path = path_of(&fd)?;
@@ -206,6 +268,21 @@ impl Mark {
         };
         let is_git = rest.strip_prefix(b".git").is_some_and(|r| r.is_empty() || r[0] == b'/');
         (!is_git).then(|| rest.to_vec())
+    }
+}
+
+/// What a group was told since; none where that is nothing.
+fn read_events(group: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Vec<Event>>> {
+    loop {
+        match rustix::io::read(group, &mut *buffer) {
+            Ok(0) | Err(Errno::AGAIN) => return Ok(None),
+            Ok(count) => {
+                let events = fan::events(&buffer[..count]).ok_or(io::ErrorKind::InvalidData)?;
+                return Ok(Some(events));
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

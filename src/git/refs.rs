@@ -268,6 +268,10 @@ impl Refs {
             Err(e) if e.is(Errno::NOTDIR) => return Err(conflict("a file on its way")),
             other => other?,
         };
+        let mut durable = self.durable.borrow_mut();
+        let mut grown: HashSet<PathBuf> = grown.into_iter().map(Dir::into_path).collect();
+        // Whatever comes of this call: who comes next syncs them.
+        durable.retain(|path| !grown.contains(&self.common.path_of(path)));
         let lock = [leaf, b".lock"].concat();
         dir.unlink(&lock)?;
         dir.create(&lock, format!("{id}\n").as_bytes())?;
@@ -292,14 +296,12 @@ impl Refs {
         }
         dir.sync()?;
         // A folder on the way may have been made just before a crash. Those that this process
-        // synced are durable, if nothing was made in them now.
-        let mut durable = self.durable.borrow_mut();
-        let mut grown: HashSet<PathBuf> = grown.into_iter().map(Dir::into_path).collect();
+        // synced are durable, if nothing was made in them since.
         for (at, _) in name.0.match_indices('/') {
             let path = &name.0.as_bytes()[..at];
             let is_parent = at + 1 + leaf.len() == name.0.len();
-            let grew = grown.remove(&self.common.path_of(path));
-            if is_parent || (durable.contains(path) && !grew) {
+            grown.remove(&self.common.path_of(path));
+            if is_parent || durable.contains(path) {
                 continue;
             }
             if let Some(folder) = self.common.dir(path)? {

@@ -17,8 +17,9 @@
 //! Whatever goes wrong is [`Lost`]: the watch is dropped and begun anew, and the next look is at all.
 //!
 //! # Limitations
-//! - A program outside of the turn that maps a file for writing before a look and writes after it is
-//!   seen when it lets go of the mapping, as the kernel tells nothing before.
+//! - A program that had a file open before the look and writes through a mapping of it afterwards is
+//!   seen when it lets go of that, as the kernel tells nothing before. Who opens one later is seen
+//!   by the file's time of change.
 //! - Mounts that come and go cause no event: who asks names those that it sees, and others than
 //!   before are nothing known ([`Watch::ask`]).
 //! - File systems whose files change on another machine, or without the kernel, are not watched.
@@ -35,7 +36,9 @@ use rustix::io::Errno;
 
 use super::manifest::{Manifest, ManifestError};
 use super::root::Root;
+use super::scan::GRANULARITY_NS;
 use super::touched::{Touched, parent};
+use crate::base::clock::{ahead_of_boot_ns, file_clock_ns};
 use cover::OF_DIRECTORY;
 
 mod cover;
@@ -123,6 +126,25 @@ struct Dir {
     row: Option<u32>,
 }
 
+/// The clock that files are stamped with, and how far it is ahead of the time since boot.
+#[derive(Clone, Copy)]
+struct Clocks {
+    file_ns: i64,
+    ahead_ns: i64,
+}
+
+impl Clocks {
+    fn now() -> Self {
+        Self { file_ns: file_clock_ns(), ahead_ns: ahead_of_boot_ns() }
+    }
+
+    /// Whether a file with this time of change is as it was then.
+    fn is_after(self, ctime_ns: i64) -> bool {
+        let was_set_back = ahead_of_boot_ns() < self.ahead_ns - GRANULARITY_NS / 2;
+        !was_set_back && ctime_ns < self.file_ns - GRANULARITY_NS
+    }
+}
+
 /// What the watch holds true of all that was not touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Known {
@@ -152,6 +174,12 @@ pub struct Watch {
     whole: BTreeMap<Vec<u8>, u64>,
     /// Whose files have lost their watch by an event.
     fired: BTreeSet<u32>,
+    /// Of these, in which a file was only opened: whether it changed is seen by its time of change.
+    opened: HashSet<u32>,
+    /// The clocks before the last look that was told of; none before the first.
+    looked_at: Option<Clocks>,
+    /// The clocks when the last token was given.
+    asked_at: Clocks,
     /// The last token.
     clock: u64,
     /// The first token of this watch.
@@ -223,6 +251,9 @@ impl Watch {
             touched: HashMap::new(),
             whole: BTreeMap::new(),
             fired: BTreeSet::new(),
+            opened: HashSet::new(),
+            looked_at: None,
+            asked_at: Clocks::now(),
             clock: clock + 1,
             began: clock + 1,
             saw_cookie: false,
@@ -263,6 +294,7 @@ impl Watch {
     ///
     /// The caller has touched the root before.
     pub fn ask(&mut self, generation: u64, view: &str) -> Result<(u64, Option<Touched>), Lost> {
+        let asked_at = Clocks::now();
         self.drain()?;
         if !self.saw_cookie {
             let mut fds = [PollFd::new(&self.events, PollFlags::IN)];
@@ -275,6 +307,7 @@ impl Watch {
         }
         self.watch_again()?;
         self.clock += 1;
+        self.asked_at = asked_at;
         let is_known = self
             .known
             .as_ref()
@@ -317,6 +350,8 @@ impl Watch {
         if token <= self.began || token > self.clock {
             return Ok(());
         }
+        // What the look itself opened.
+        self.drain()?;
         let generation = manifest.meta()?.generation;
         if !full && self.known.as_ref().is_none_or(|known| known.view != view) {
             return Ok(());
@@ -348,6 +383,10 @@ impl Watch {
         }
         self.covers = Some(generation);
         self.known = Some(Known { generation, view: view.to_owned() });
+        // Of an older token it is not known when it was given: the look before that counts.
+        if token == self.clock {
+            self.looked_at = Some(self.asked_at);
+        }
         Ok(())
     }
 
@@ -411,6 +450,16 @@ impl Watch {
             }
             return Ok(());
         }
+        if what == ReadFlags::OPEN {
+            // The watch has ended with this event: that it has is no other one.
+            for id in self.owners(wd) {
+                self.opened.insert(id);
+                self.fired.insert(id);
+            }
+            self.file_watches.remove(&wd);
+            self.shared.remove(&wd);
+            return Ok(());
+        }
         for id in self.owners(wd) {
             self.touch(id);
         }
@@ -462,6 +511,7 @@ impl Watch {
             self.by_path.remove(&dir.path);
             self.touched.remove(&id);
             self.fired.remove(&id);
+            self.opened.remove(&id);
             self.blind.remove(&id);
             // Another directory may have it by now.
             if self.dir_watches.get(&dir.wd) == Some(&id) {

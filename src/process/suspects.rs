@@ -62,7 +62,8 @@ pub(super) fn look(
     let roots: HashSet<i32> = table
         .0
         .values()
-        .filter(|p| p.id.start_ticks >= record.started_ticks && p.id.pid != own)
+        .filter(|p| p.id.pid != own)
+        .filter(|p| p.id == record.supervisor || p.id.start_ticks >= record.started_ticks)
         .filter(|p| {
             p.id == record.supervisor
                 || p.id == leader

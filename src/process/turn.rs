@@ -202,8 +202,8 @@ impl Starting {
             supervisor: id,
             leader,
             cgroup,
-            // The supervisor is the first of them.
-            started_ticks: id.start_ticks,
+            // The supervisor was there before, and has started nothing else.
+            started_ticks: leader.start_ticks,
         };
         Ok(Waiting { supervisor, control, record, record_dir, in_session, copier })
     }

@@ -41,7 +41,8 @@ pub struct WriterRecord {
     pub leader: ProcessId,
     /// The cgroup that was made for it (its path below the cgroup mount), where one could be.
     pub cgroup: Option<String>,
-    /// Clock ticks since boot at which no process of the writer can have started before.
+    /// Clock ticks since boot before which no process of the writer but the supervisor can have
+    /// started.
     pub started_ticks: u64,
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use libc::{
     FAN_ATTRIB, FAN_CLOEXEC, FAN_CLOSE_WRITE, FAN_CREATE, FAN_DELETE, FAN_EVENT_INFO_TYPE_DFID,
     FAN_EVENT_INFO_TYPE_DFID_NAME, FAN_EVENT_INFO_TYPE_FID, FAN_MARK_ADD, FAN_MARK_FILESYSTEM,
-    FAN_MARK_FLUSH, FAN_MODIFY, FAN_MOVED_FROM, FAN_MOVED_TO, FAN_NONBLOCK, FAN_ONDIR,
+    FAN_MARK_FLUSH, FAN_MODIFY, FAN_MOVED_FROM, FAN_MOVED_TO, FAN_NONBLOCK, FAN_ONDIR, FAN_OPEN,
     FAN_Q_OVERFLOW, FAN_REPORT_DFID_NAME, FAN_REPORT_FID,
 };
 
@@ -25,6 +25,15 @@ const CHANGES: u64 = FAN_CREATE
     | FAN_CLOSE_WRITE
     | FAN_ATTRIB
     | FAN_ONDIR;
+
+/// What a group is told.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Told {
+    /// Every change, by directory and name, and by the file.
+    Changes,
+    /// Every file that is opened, by the file.
+    Opens,
+}
 
 /// `struct file_handle`, in units of four bytes: it begins with two numbers of that size.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +55,11 @@ impl Event {
         self.mask & FAN_Q_OVERFLOW != 0
     }
 
+    /// A directory came there, or went.
+    pub(super) const fn moves_directory(&self) -> bool {
+        self.mask & FAN_ONDIR != 0 && self.mask & (FAN_MOVED_FROM | FAN_MOVED_TO) != 0
+    }
+
     /// A directory was made there, or came there.
     pub(super) const fn brings_directory(&self) -> bool {
         self.mask & FAN_ONDIR != 0 && self.mask & (FAN_CREATE | FAN_MOVED_TO) != 0
@@ -53,8 +67,12 @@ impl Event {
 }
 
 /// A new group of events, marked for everything on the file system of `dir`.
-pub(super) fn mark(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | FAN_REPORT_DFID_NAME;
+pub(super) fn mark(dir: BorrowedFd<'_>, told: Told) -> io::Result<OwnedFd> {
+    let (names, mask) = match told {
+        Told::Changes => (FAN_REPORT_DFID_NAME, CHANGES),
+        Told::Opens => (0, FAN_OPEN),
+    };
+    let flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_REPORT_FID | names;
     // SAFETY: takes no pointer; returns a new handle that nobody else owns, or -1.
     let group = unsafe { libc::fanotify_init(flags, libc::O_RDONLY.unsigned_abs()) };
     if group < 0 {
@@ -65,7 +83,7 @@ pub(super) fn mark(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let what = FAN_MARK_ADD | FAN_MARK_FILESYSTEM;
     // SAFETY: both handles are open; without a path the kernel takes the directory itself.
     let marked = unsafe {
-        libc::fanotify_mark(group.as_raw_fd(), what, CHANGES, dir.as_raw_fd(), std::ptr::null())
+        libc::fanotify_mark(group.as_raw_fd(), what, mask, dir.as_raw_fd(), std::ptr::null())
     };
     if marked == 0 { Ok(group) } else { Err(io::Error::last_os_error()) }
 }

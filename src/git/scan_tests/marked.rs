@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -42,8 +43,9 @@ fn marked_in(folder: &Path, fill: impl FnOnce(&Tree)) -> Option<Marked> {
     tree.establish().expect("a base");
     wait_for_proof();
     match Mark::set(&tree.root) {
-        Ok(mark) => {
+        Ok(mut mark) => {
             let base = tree.establish().expect("a base");
+            mark.looked().expect("marked");
             Some(Marked { tree, mark, base })
         }
         Err(error) => {
@@ -132,6 +134,52 @@ fn a_mapping_that_was_written_through_is_seen() {
         return;
     }
     assert_eq!(marked.names(), ["a/b"]);
+}
+
+/// A handle in a socket that nobody reads outlives the process, and its file is not closed.
+const PARKED: &str = "import mmap,os,socket,sys
+f=os.open(sys.argv[1],os.O_RDWR)
+m=mmap.mmap(f,0)
+a,b=socket.socketpair()
+socket.send_fds(a,[b'x'],[f,a.fileno(),b.fileno()])
+m[0:1]=b'X'
+os._exit(0)";
+
+/// Writes by [`PARKED`]; whether python3 is there.
+pub(super) fn write_parked(at: &Path) -> bool {
+    let done = std::process::Command::new("python3").args(["-c", PARKED]).arg(at).status();
+    let is_done = done.is_ok_and(|status| status.success());
+    if !is_done {
+        println!("SKIPPED: no python3 with send_fds");
+    }
+    is_done
+}
+
+#[test]
+fn a_mapping_whose_handle_is_kept_elsewhere_is_seen() {
+    let Some(mut marked) = small() else { return };
+    if write_parked(&marked.at("a/b/one")) {
+        assert_eq!(marked.names(), ["a/b"]);
+    }
+    // What is only read is nothing.
+    let Some(mut marked) = small() else { return };
+    assert_eq!(fs::read(marked.at("c/four")).expect("read"), b"c/four");
+    assert!(marked.names().is_empty());
+}
+
+/// Whoever moves a directory above the tree and leaves a link in its place.
+#[test]
+fn a_tree_that_is_reached_by_another_way_is_not_known() {
+    let Some(mut marked) = small() else { return };
+    let above = marked.tree.dir.path().to_owned();
+    let aside = above.with_extension("aside");
+    fs::write(marked.at("a/b/one"), "changed").expect("written");
+    fs::rename(&above, &aside).expect("moved");
+    symlink(&aside, &above).expect("linked");
+    assert!(marked.tree.root.verify().is_ok(), "it is the same directory");
+    assert!(marked.touched().is_none());
+    fs::remove_file(&above).expect("removed");
+    fs::rename(&aside, &above).expect("moved");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use rustix::fs::inotify::{self, WatchFlags};
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::{Dir, Lost, ROOT, Watch, errno};
 use crate::git::listing::{LISTING, Names};
 use crate::git::manifest::{Manifest, child_path};
-use crate::git::root::LIST;
+use crate::git::root::{LIST, seen_at};
 use crate::git::row::Row;
 use crate::git::touched::parent;
 use crate::tx::entry::Kind;
@@ -32,11 +32,12 @@ pub(super) const OF_DIRECTORY: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::ATTRIB)
     .union(WatchFlags::ONLYDIR)
     .union(WatchFlags::DONT_FOLLOW);
-/// Bytes, modes, owners and the number of names. A mapping that was written through tells it when it
-/// is closed.
+/// Bytes, modes, owners and the number of names. A mapping that was written through tells it when the
+/// file is closed, which may be long after the process has gone.
 const OF_FILE: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::ATTRIB)
     .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::OPEN)
     .union(WatchFlags::ONESHOT)
     .union(WatchFlags::DONT_FOLLOW);
 /// A directory that the manifest does not have: something in it may make it another thing.
@@ -125,7 +126,22 @@ impl Watch {
             }
             self.watch_name(id, handle, name, flags)?;
         }
+        if self.opened.remove(&id) && self.may_have_changed(handle, names) {
+            self.touched.insert(id, self.clock);
+        }
         Ok(())
+    }
+
+    /// Whether a file of the directory has a time of change since the last look: who opened one may
+    /// have written through a mapping, which the kernel tells only when the file is let go of.
+    fn may_have_changed(&self, handle: &OwnedFd, names: &Names) -> bool {
+        let Some(looked_at) = self.looked_at else { return true };
+        (0..names.list.len()).filter_map(|at| names.name(at)).any(|name| {
+            let seen = seen_at(handle.as_fd(), name);
+            !seen.is_ok_and(|seen| {
+                seen.kind == Kind::Directory || looked_at.is_after(seen.stat.ctime_ns)
+            })
+        })
     }
 
     fn watch_name(
@@ -243,9 +259,17 @@ impl Watch {
             return Ok(());
         };
         if self.watch_name(id, &handle, GITIGNORE, OF_FILE)? {
-            self.touch(id);
+            self.touch_unless_opened(id);
         }
         Ok(())
+    }
+
+    /// What was not watched before counts as touched; where something was opened, as the look itself
+    /// does, the times of change of all files there tell.
+    fn touch_unless_opened(&mut self, id: u32) {
+        if !self.opened.contains(&id) {
+            self.touch(id);
+        }
     }
 
     fn handle(&self, dir: &[u8]) -> Result<OwnedFd, Errno> {
@@ -310,7 +334,7 @@ impl Watch {
                     }
                     let flags = if kind == Kind::NestedRepository { OF_OTHER } else { OF_FILE };
                     if self.watch_name(id, &handle, child.name, flags)? {
-                        self.touch(id);
+                        self.touch_unless_opened(id);
                     }
                 }
             }
