@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::lab::Lab;
-use crate::support::{Ran, Repo, is_root};
+use crate::support::{Ran, Repo, has, is_root};
 
 const BYTES: &str = "the canary sings\n";
 
@@ -524,6 +524,49 @@ fn attack_21_the_root_moved_away() {
         }
         eprintln!("{script}: {} {}", ran.code, ran.stderr);
     }
+}
+
+/// The work tree is the same, and is reached by another path than before.
+#[test]
+fn attack_21_a_folder_above_is_moved_and_linked() {
+    let trap = Trap::new();
+    let above = trap.repo().outside();
+    let aside = above.with_extension("aside");
+    let script = "echo poison > README.md; echo new > new; rm src/lib.rs
+        mv \"$ABOVE\" \"$ABOVE.aside\"; ln -s \"$ABOVE.aside\" \"$ABOVE\"; exit 3";
+    let mut command = trap.repo().run_command(&[], script);
+    let ran = trap.repo().finish(command.env("ABOVE", &above));
+    fs::remove_file(&above).expect("the link");
+    fs::rename(&aside, &above).expect("moved back");
+    assert!([10, 20].contains(&ran.code), "{} {}{}", ran.code, ran.stdout, ran.stderr);
+    trap.sings();
+    if ran.code == 10 {
+        trap.lab.as_before();
+    } else {
+        assert!(trap.repo().path("new").exists(), "untouched");
+    }
+}
+
+/// Written through a mapping; the handle waits in a socket that nobody reads, so that the file is not
+/// let go of when its process ends.
+#[test]
+fn attack_23_a_mapping_whose_handle_is_parked() {
+    let parked = "import mmap,os,socket,sys
+f=os.open(sys.argv[1],os.O_RDWR)
+m=mmap.mmap(f,0)
+a,b=socket.socketpair()
+socket.send_fds(a,[b'x'],[f,a.fileno(),b.fileno()])
+m[0:1]=b'X'
+os._exit(0)";
+    if !has("python3") {
+        println!("SKIPPED: no python3");
+        return;
+    }
+    let trap = Trap::new();
+    fs::write(trap.repo().outside().join("parked.py"), parked).expect("written");
+    let document = trap.undone("python3 ../parked.py src/lib.rs");
+    assert_eq!(document["reason"], "turn_failed");
+    assert!(document["refs"]["discarded"][0].is_string(), "what it wrote is kept: {document}");
 }
 
 #[test]
