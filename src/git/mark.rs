@@ -22,6 +22,8 @@
 //!   than `fs.fanotify.max_queued_events`), nothing more is known.
 //! - Root can write without the kernel telling anybody (by a handle that fanotify itself gave, or
 //!   to the disk), as it can do anything else.
+//! - A file system in memory gives a mapping that was read first no time of change: neither a mark
+//!   nor a look at all sees what is written through it.
 //! - As of a watch: who had a file open before the look and writes through a mapping of it is seen
 //!   when that is let go of; mounts cause no event, nor does what the kernel writes into a file for a
 //!   block device (who asks looks for loop devices).
@@ -34,7 +36,7 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 
 use super::root::{Root, Seen, seen_at, seen_of};
-use super::scan::GRANULARITY_NS;
+use super::scan::{GRANULARITY_NS, stat_is_proof};
 use super::snapshot::Snapshot;
 use super::touched::{Touched, parent};
 use super::watch;
@@ -116,9 +118,9 @@ impl Mark {
         }
     }
 
-    /// Takes the mark away. The kernel goes on with that by itself: who
-    /// keeps the handle for some ten milliseconds does not wait for it when the handle closes
-    /// (measured: 0.03 ms instead of up to 15).
+    /// Takes the mark away. The kernel goes on with that by itself: who keeps the handle for some ten
+    /// milliseconds does not wait for it when the handle closes (measured: 0.03 ms instead of up to
+    /// 15).
     pub fn end(self) -> Ended {
         for group in std::iter::once(&self.group).chain(&self.opens) {
             if let Err(error) = fan::unmark(group) {
@@ -129,11 +131,19 @@ impl Mark {
     }
 
     fn read(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        let (mut told, mut opened) = (Vec::new(), HashSet::new());
         for round in 0..ROUNDS {
-            let moved = self.read_once(snapshot)?;
-            // The paths of directories are taken after their events were read: what moved in between
-            // is told by the next round.
-            if self.is_lost || (round > 0 && !moved) {
+            let before = told.len();
+            self.drain(&mut told, &mut opened)?;
+            if self.is_lost {
+                return Ok(());
+            }
+            // Paths are taken after the events were read. Where a directory moved in between, as the
+            // next round tells, those that were taken may be wrong.
+            let moved = told[before..].iter().any(Event::moves_directory);
+            let is_last = round > 0 && !moved;
+            self.resolve(&told[if is_last { before } else { 0 }..], &opened, snapshot)?;
+            if is_last {
                 // By another path than before, nothing is found where it was looked for.
                 self.is_lost |= path_of(&self.mount)? != self.top
                     || ahead_of_boot_ns() < self.ahead_ns - GRANULARITY_NS / 2;
@@ -144,43 +154,46 @@ impl Mark {
         Ok(())
     }
 
-    /// Whether a directory was moved.
-    fn read_once(&mut self, snapshot: &Snapshot) -> io::Result<bool> {
-        let (mut dirs, mut files) = (HashSet::new(), HashSet::new());
-        let mut moved = false;
+    fn drain(&mut self, told: &mut Vec<Event>, opened: &mut HashSet<Handle>) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         while let Some(events) = read_events(&self.group, &mut buffer)? {
-            for event in events {
-                moved |= event.moves_directory();
-                self.is_lost |= event.is_overflow()
-                    || (event.place.is_none() && event.file.is_none())
-                    || dirs.len() + files.len() > MOST;
-                if self.is_lost {
-                    return Ok(true);
-                }
-                files.extend(event.file.clone());
-                self.take(&event, &mut dirs)?;
-            }
+            self.is_lost |= events.iter().any(|event| {
+                event.is_overflow() || (event.place.is_none() && event.file.is_none())
+            });
+            told.extend(events);
         }
-        let mut opened = HashSet::new();
         while let Some(opens) = &self.opens
             && let Some(events) = read_events(opens, &mut buffer)?
         {
             for event in events {
                 self.is_lost |= event.is_overflow() || event.file.is_none();
-                opened.extend(event.file.filter(|file| !files.contains(file)));
+                opened.extend(event.file);
             }
         }
-        if self.is_lost {
-            return Ok(true);
+        Ok(())
+    }
+
+    fn resolve(
+        &mut self,
+        told: &[Event],
+        opened: &HashSet<Handle>,
+        snapshot: &Snapshot,
+    ) -> io::Result<()> {
+        let (mut dirs, mut files) = (HashSet::new(), HashSet::new());
+        for event in told {
+            files.extend(event.file.as_ref());
+            self.take(event, &mut dirs)?;
+            self.is_lost |= dirs.len() + files.len() > MOST;
+            if self.is_lost {
+                return Ok(());
+            }
         }
         let mut linked = HashSet::new();
-        for file in files {
-            self.find(&file, i64::MIN, &mut linked)?;
+        for file in &files {
+            self.find(file, None, &mut linked)?;
         }
-        let since = self.since_ns.saturating_sub(GRANULARITY_NS);
-        for file in opened {
-            self.find(&file, since, &mut linked)?;
+        for file in opened.iter().filter(|file| !files.contains(file)) {
+            self.find(file, Some(self.since_ns), &mut linked)?;
         }
         if !linked.is_empty() {
             for (dir, row) in snapshot.rows() {
@@ -189,7 +202,7 @@ impl Mark {
                 }
             }
         }
-        Ok(moved)
+        Ok(())
     }
 
     fn take(&mut self, event: &Event, dirs: &mut HashSet<Handle>) -> io::Result<()> {
@@ -226,13 +239,14 @@ impl Mark {
     fn find(
         &mut self,
         handle: &Handle,
-        since_ns: i64,
+        since_ns: Option<i64>,
         linked: &mut HashSet<u64>,
     ) -> io::Result<()> {
         let Some((fd, seen)) = self.open(handle)? else { return Ok(()) };
         // Directories are told by their own handles.
         let is_dir = matches!(seen.kind, Kind::Directory | Kind::Mount);
-        if is_dir || seen.stat.links == 0 || seen.stat.ctime_ns < since_ns {
+        let is_older = since_ns.is_some_and(|since_ns| stat_is_proof(&seen.stat, since_ns));
+        if is_dir || seen.stat.links == 0 || is_older {
             return Ok(());
         }
         let path = path_of(&fd)?;

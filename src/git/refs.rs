@@ -266,7 +266,12 @@ impl Refs {
         let (parent, leaf) = split(name.0.as_bytes());
         let (dir, grown) = match self.common.grow(parent) {
             Err(e) if e.is(Errno::NOTDIR) => return Err(conflict("a file on its way")),
-            other => other?,
+            Err(e) => {
+                // Some may have been made.
+                self.durable.borrow_mut().clear();
+                return Err(e.into());
+            }
+            Ok(grown) => grown,
         };
         let mut durable = self.durable.borrow_mut();
         let mut grown: HashSet<PathBuf> = grown.into_iter().map(Dir::into_path).collect();

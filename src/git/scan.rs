@@ -13,8 +13,8 @@
 //!
 //! # Limitations
 //! Of a directory, kind, permission bits and owner count, not its times. A page that is mapped for
-//! writing changes without a new ctime until it is written back: whoever maps it must be dead. A
-//! file system that stamps by another machine's clock (NFS) may give a proof too early.
+//! writing changes without a new ctime until it is written back: whoever maps it must be dead. On a
+//! file system in memory it may never get one. A file system that stamps by another machine's clock (NFS) may give a proof too early.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -183,8 +183,12 @@ pub fn scan(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
 /// Whether this stat data, seen at a time when the files' clock stood at `looked_ns` or later,
 /// may prove later that nothing changed: the last change must be older than what the clock can
 /// tell apart.
+///
+/// A file system that keeps whole seconds (ext4 with inodes of 128 bytes) may mean any time within.
 pub const fn stat_is_proof(stat: &Stat, looked_ns: i64) -> bool {
-    stat.ctime_ns < looked_ns.saturating_sub(GRANULARITY_NS)
+    const SECOND: i64 = 1_000_000_000;
+    let latest = if stat.ctime_ns % SECOND == 0 { stat.ctime_ns + SECOND } else { stat.ctime_ns };
+    latest < looked_ns.saturating_sub(GRANULARITY_NS)
 }
 
 /// Bytes that were read once from one handle.

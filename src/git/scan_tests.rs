@@ -17,12 +17,13 @@ use super::manifest::Manifest;
 use super::root::Root;
 use super::rules::{BaseRules, CapturedExcludes, Rules};
 use super::scan::{
-    GRANULARITY_NS, NewDirectories, Scan, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan,
+    GRANULARITY_NS, NewDirectories, Scan, ScanError, ScanLimits, ScanRequest, blob_id, raw_id,
+    scan, stat_is_proof,
 };
 use super::store::Store;
 use super::touched::Touched;
 use crate::base::clock::file_clock_ns;
-use crate::tx::entry::{Change, Kind};
+use crate::tx::entry::{Change, Kind, Stat};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::{Limits, Scope};
@@ -211,6 +212,25 @@ fn told(scan: &Scan) -> Vec<String> {
         format!("{} {before}>{after}{base}{turn}", change.path)
     };
     scan.changes.iter().map(tell).collect()
+}
+
+#[test]
+fn a_stamp_in_whole_seconds_is_any_time_within() {
+    let second = 1_000_000_000;
+    let stat = |ctime_ns| Stat {
+        mode: 0,
+        size: 0,
+        mtime_ns: 0,
+        ctime_ns,
+        inode: 0,
+        links: 1,
+        uid: 0,
+        gid: 0,
+    };
+    assert!(stat_is_proof(&stat(7 * second + 1), 7 * second + second / 2));
+    assert!(!stat_is_proof(&stat(7 * second), 7 * second + second / 2));
+    assert!(stat_is_proof(&stat(7 * second), 9 * second));
+    assert!(!stat_is_proof(&stat(7 * second + 1), 7 * second + GRANULARITY_NS));
 }
 
 #[test]

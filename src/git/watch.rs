@@ -36,9 +36,10 @@ use rustix::io::Errno;
 
 use super::manifest::{Manifest, ManifestError};
 use super::root::Root;
-use super::scan::GRANULARITY_NS;
+use super::scan::{GRANULARITY_NS, stat_is_proof};
 use super::touched::{Touched, parent};
 use crate::base::clock::{ahead_of_boot_ns, file_clock_ns};
+use crate::tx::entry::Stat;
 use cover::OF_DIRECTORY;
 
 mod cover;
@@ -138,10 +139,10 @@ impl Clocks {
         Self { file_ns: file_clock_ns(), ahead_ns: ahead_of_boot_ns() }
     }
 
-    /// Whether a file with this time of change is as it was then.
-    fn is_after(self, ctime_ns: i64) -> bool {
+    /// Whether a file with this stat data is as it was then.
+    fn is_after(self, stat: &Stat) -> bool {
         let was_set_back = ahead_of_boot_ns() < self.ahead_ns - GRANULARITY_NS / 2;
-        !was_set_back && ctime_ns < self.file_ns - GRANULARITY_NS
+        !was_set_back && stat_is_proof(stat, self.file_ns)
     }
 }
 

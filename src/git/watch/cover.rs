@@ -138,9 +138,7 @@ impl Watch {
         let Some(looked_at) = self.looked_at else { return true };
         (0..names.list.len()).filter_map(|at| names.name(at)).any(|name| {
             let seen = seen_at(handle.as_fd(), name);
-            !seen.is_ok_and(|seen| {
-                seen.kind == Kind::Directory || looked_at.is_after(seen.stat.ctime_ns)
-            })
+            !seen.is_ok_and(|seen| seen.kind == Kind::Directory || looked_at.is_after(&seen.stat))
         })
     }
 
