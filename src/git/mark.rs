@@ -155,20 +155,14 @@ impl Mark {
     }
 
     fn drain(&mut self, told: &mut Vec<Event>, opened: &mut HashSet<Handle>) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
-        while let Some(events) = read_events(&self.group, &mut buffer)? {
-            self.is_lost |= events.iter().any(|event| {
-                event.is_overflow() || (event.place.is_none() && event.file.is_none())
-            });
-            told.extend(events);
+        for event in queued(&self.group)? {
+            let is_empty = event.place.is_none() && event.file.is_none();
+            self.is_lost |= event.is_overflow() || is_empty;
+            told.push(event);
         }
-        while let Some(opens) = &self.opens
-            && let Some(events) = read_events(opens, &mut buffer)?
-        {
-            for event in events {
-                self.is_lost |= event.is_overflow() || event.file.is_none();
-                opened.extend(event.file);
-            }
+        for event in self.opens.as_ref().map(queued).transpose()?.unwrap_or_default() {
+            self.is_lost |= event.is_overflow() || event.file.is_none();
+            opened.extend(event.file);
         }
         Ok(())
     }
@@ -285,19 +279,27 @@ impl Mark {
     }
 }
 
-/// What a group was told since; none where that is nothing.
-fn read_events(group: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Vec<Event>>> {
-    loop {
-        match rustix::io::read(group, &mut *buffer) {
-            Ok(0) | Err(Errno::AGAIN) => return Ok(None),
+/// What a group was told until now. Not what comes meanwhile: somebody who writes all the time would
+/// never let this end, as whoever writes down what this process does.
+fn queued(group: &OwnedFd) -> io::Result<Vec<Event>> {
+    // The kernel counts the header of each event and nothing else; one that counts all of it makes
+    // this more, and still an end.
+    let bytes = usize::try_from(rustix::io::ioctl_fionread(group)?).unwrap_or(usize::MAX);
+    let mut left = bytes.div_ceil(size_of::<libc::fanotify_event_metadata>());
+    let (mut all, mut buffer) = (Vec::new(), vec![0; BUFFER]);
+    while left > 0 {
+        match rustix::io::read(group, &mut buffer) {
+            Ok(0) | Err(Errno::AGAIN) => break,
             Ok(count) => {
                 let events = fan::events(&buffer[..count]).ok_or(io::ErrorKind::InvalidData)?;
-                return Ok(Some(events));
+                left = left.saturating_sub(events.len());
+                all.extend(events);
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
+    Ok(all)
 }
 
 /// The path of an open file as the kernel has it.

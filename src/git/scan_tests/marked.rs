@@ -225,6 +225,33 @@ fn a_mark_that_was_told_too_much_knows_nothing() {
     assert!(marked.touched().is_none());
 }
 
+/// Somebody writes for each call that this process makes: as a tracer does that keeps its notes on the
+/// same file system.
+#[test]
+fn who_writes_all_the_time_is_not_waited_for() {
+    let Some(mut marked) = small() else { return };
+    let noise = marked.at("../noise");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let (noise, stop) = (noise.with_extension(number.to_string()), &stop);
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs::write(&noise, "again").expect("written");
+                }
+            });
+        }
+        fs::write(marked.at("a/b/one"), "changed").expect("written");
+        for _ in 0..100 {
+            // More than is kept may have come; else it is known.
+            if let Some(touched) = marked.touched() {
+                assert_eq!(touched.directories().collect::<Vec<_>>(), [b"a/b"]);
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 fn scans(marked: &mut Marked, rules_of_base: &crate::git::rules::BaseRules) -> (Scan, Scan) {
     let touched = marked.touched();
     assert!(touched.is_some(), "so few are known");
