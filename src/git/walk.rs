@@ -68,9 +68,7 @@ pub(super) fn walk(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
     if let Some(touched) = request.only {
         narrow::carry_over(request, touched, &mut all)?;
     }
-    all.started_ns = started_ns;
-    all.looked_at = pool.looked_at.into_inner();
-    Ok(all)
+    Ok(Scan { started_ns, looked_at: pool.looked_at.into_inner(), ..all })
 }
 
 fn join(mut one: Scan, other: Scan) -> Scan {
