@@ -42,7 +42,6 @@ use crate::hook::Capture;
 use crate::hook::capture::{Request as CaptureRequest, capture};
 use crate::journal::{Facts, NewAttempt, Opened};
 use crate::process::{self, Command, Output, Prepared, Signals, Stdin, find_program};
-
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId, Pin, RefPrefix};
 use crate::tx::path::RepoPath;
 use crate::tx::phase::Phase;

@@ -131,18 +131,20 @@ impl Mark {
     }
 
     fn read(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        let (mut told, mut opened) = (Vec::new(), HashSet::new());
+        let (mut told, mut opened) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            let before = told.len();
+            let (told_before, opened_before) = (told.len(), opened.len());
             self.drain(&mut told, &mut opened)?;
             if self.is_lost {
                 return Ok(());
             }
             // Paths are taken after the events were read. Where a directory moved in between, as the
             // next round tells, those that were taken may be wrong.
-            let moved = told[before..].iter().any(Event::moves_directory);
+            let moved = told[told_before..].iter().any(Event::moves_directory);
             let is_last = round > 0 && !moved;
-            self.resolve(&told[if is_last { before } else { 0 }..], &opened, snapshot)?;
+            let (from, opened_from) =
+                if is_last { (told_before, opened_before) } else { Default::default() };
+            self.resolve(&told[from..], &opened[opened_from..], snapshot)?;
             if is_last {
                 // By another path than before, nothing is found where it was looked for.
                 self.is_lost |= path_of(&self.mount)? != self.top
@@ -154,7 +156,7 @@ impl Mark {
         Ok(())
     }
 
-    fn drain(&mut self, told: &mut Vec<Event>, opened: &mut HashSet<Handle>) -> io::Result<()> {
+    fn drain(&mut self, told: &mut Vec<Event>, opened: &mut Vec<Handle>) -> io::Result<()> {
         for event in queued(&self.group)? {
             let is_empty = event.place.is_none() && event.file.is_none();
             self.is_lost |= event.is_overflow() || is_empty;
@@ -170,7 +172,7 @@ impl Mark {
     fn resolve(
         &mut self,
         told: &[Event],
-        opened: &HashSet<Handle>,
+        opened: &[Handle],
         snapshot: &Snapshot,
     ) -> io::Result<()> {
         let (mut dirs, mut files) = (HashSet::new(), HashSet::new());
@@ -186,7 +188,8 @@ impl Mark {
         for file in &files {
             self.find(file, None, &mut linked)?;
         }
-        for file in opened.iter().filter(|file| !files.contains(file)) {
+        let opened: HashSet<&Handle> = opened.iter().filter(|file| !files.contains(file)).collect();
+        for file in opened {
             self.find(file, Some(self.since_ns), &mut linked)?;
         }
         if !linked.is_empty() {

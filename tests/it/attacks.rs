@@ -551,19 +551,12 @@ fn attack_21_a_folder_above_is_moved_and_linked() {
 /// let go of when its process ends.
 #[test]
 fn attack_23_a_mapping_whose_handle_is_parked() {
-    let parked = "import mmap,os,socket,sys
-f=os.open(sys.argv[1],os.O_RDWR)
-m=mmap.mmap(f,0)
-a,b=socket.socketpair()
-socket.send_fds(a,[b'x'],[f,a.fileno(),b.fileno()])
-m[0:1]=b'X'
-os._exit(0)";
     if !has("python3") {
         println!("SKIPPED: no python3");
         return;
     }
     let trap = Trap::new();
-    fs::write(trap.repo().outside().join("parked.py"), parked).expect("written");
+    fs::write(trap.repo().outside().join("parked.py"), include_str!("parked.py")).expect("written");
     let document = trap.undone("python3 ../parked.py src/lib.rs");
     assert_eq!(document["reason"], "turn_failed");
     assert!(document["refs"]["discarded"][0].is_string(), "what it wrote is kept: {document}");

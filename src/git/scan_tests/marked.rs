@@ -137,13 +137,7 @@ fn a_mapping_that_was_written_through_is_seen() {
 }
 
 /// A handle in a socket that nobody reads outlives the process, and its file is not closed.
-const PARKED: &str = "import mmap,os,socket,sys
-f=os.open(sys.argv[1],os.O_RDWR)
-m=mmap.mmap(f,0)
-a,b=socket.socketpair()
-socket.send_fds(a,[b'x'],[f,a.fileno(),b.fileno()])
-m[0:1]=b'X'
-os._exit(0)";
+const PARKED: &str = include_str!("../../../tests/it/parked.py");
 
 /// Writes by [`PARKED`]; whether python3 is there.
 pub(super) fn write_parked(at: &Path) -> bool {
