@@ -35,12 +35,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
+use super::clocks::Clocks;
 use super::root::{Root, Seen, seen_at, seen_of};
-use super::scan::{GRANULARITY_NS, stat_is_proof};
 use super::snapshot::Snapshot;
 use super::touched::{Touched, parent};
 use super::watch;
-use crate::base::clock::{ahead_of_boot_ns, file_clock_ns};
 use crate::tx::entry::Kind;
 use fan::{Event, Handle, Told};
 
@@ -63,9 +62,8 @@ pub struct Mark {
     top: Vec<u8>,
     touched: Touched,
     opens: Option<OwnedFd>,
-    /// The file clock before the look, and how far it was ahead of the time since boot.
-    since_ns: i64,
-    ahead_ns: i64,
+    /// Before the look.
+    since: Clocks,
     /// More happened than is kept, or nobody can tell what.
     is_lost: bool,
 }
@@ -86,11 +84,11 @@ impl Mark {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let mount = root.open_self()?;
-        let (since_ns, ahead_ns) = (file_clock_ns(), ahead_of_boot_ns());
+        let since = Clocks::now();
         let group = fan::mark(mount.as_fd(), Told::Changes)?;
         let top = path_of(&mount)?;
         let touched = Touched::default();
-        Ok(Self { group, mount, top, touched, opens: None, since_ns, ahead_ns, is_lost: false })
+        Ok(Self { group, mount, top, touched, opens: None, since, is_lost: false })
     }
 
     /// All was looked at: what is opened from now on may change without an event.
@@ -147,8 +145,7 @@ impl Mark {
             self.resolve(&told[from..], &opened[opened_from..], snapshot)?;
             if is_last {
                 // By another path than before, nothing is found where it was looked for.
-                self.is_lost |= path_of(&self.mount)? != self.top
-                    || ahead_of_boot_ns() < self.ahead_ns - GRANULARITY_NS / 2;
+                self.is_lost |= path_of(&self.mount)? != self.top;
                 return Ok(());
             }
         }
@@ -190,7 +187,7 @@ impl Mark {
         }
         let opened: HashSet<&Handle> = opened.iter().filter(|file| !files.contains(file)).collect();
         for file in opened {
-            self.find(file, Some(self.since_ns), &mut linked)?;
+            self.find(file, Some(self.since), &mut linked)?;
         }
         if !linked.is_empty() {
             for (dir, row) in snapshot.rows() {
@@ -236,13 +233,13 @@ impl Mark {
     fn find(
         &mut self,
         handle: &Handle,
-        since_ns: Option<i64>,
+        since: Option<Clocks>,
         linked: &mut HashSet<u64>,
     ) -> io::Result<()> {
         let Some((fd, seen)) = self.open(handle)? else { return Ok(()) };
         // Directories are told by their own handles.
         let is_dir = matches!(seen.kind, Kind::Directory | Kind::Mount);
-        let is_older = since_ns.is_some_and(|since_ns| stat_is_proof(&seen.stat, since_ns));
+        let is_older = since.is_some_and(|since| since.is_after(&seen.stat));
         if is_dir || seen.stat.links == 0 || is_older {
             return Ok(());
         }

@@ -18,6 +18,7 @@ pub mod baseline;
 mod beneath;
 pub mod branch;
 pub mod checkout;
+mod clocks;
 pub mod configfile;
 pub mod convert;
 pub mod dir;

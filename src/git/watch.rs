@@ -34,12 +34,10 @@ use rustix::fs::Timestamps;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 
+use super::clocks::Clocks;
 use super::manifest::{Manifest, ManifestError};
 use super::root::Root;
-use super::scan::{GRANULARITY_NS, stat_is_proof};
 use super::touched::{Touched, parent};
-use crate::base::clock::{ahead_of_boot_ns, file_clock_ns};
-use crate::tx::entry::Stat;
 use cover::OF_DIRECTORY;
 
 mod cover;
@@ -125,25 +123,6 @@ struct Dir {
     children: BTreeSet<u32>,
     /// Of the row that its watches are of.
     row: Option<u32>,
-}
-
-/// The clock that files are stamped with, and how far it is ahead of the time since boot.
-#[derive(Clone, Copy)]
-struct Clocks {
-    file_ns: i64,
-    ahead_ns: i64,
-}
-
-impl Clocks {
-    fn now() -> Self {
-        Self { file_ns: file_clock_ns(), ahead_ns: ahead_of_boot_ns() }
-    }
-
-    /// Whether a file with this stat data is as it was then.
-    fn is_after(self, stat: &Stat) -> bool {
-        let was_set_back = ahead_of_boot_ns() < self.ahead_ns - GRANULARITY_NS / 2;
-        !was_set_back && stat_is_proof(stat, self.file_ns)
-    }
 }
 
 /// What the watch holds true of all that was not touched.
