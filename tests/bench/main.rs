@@ -107,8 +107,18 @@ fn main() -> io::Result<()> {
         "| files | case | git | worktx | ratio | bar | | peak memory | git's commands |\n\
          |---:|---|---:|---:|---:|---:|---|---:|---|"
     );
+    // All are removed at the end alone, for the same reason as none is made with something deleted.
+    let above = match &options.dir {
+        Some(dir) => tempfile::tempdir_in(dir)?,
+        None => tempfile::tempdir()?,
+    };
     for size in &options.sizes {
-        measure_size(&options, *size)?;
+        let place = above.path().join(size.to_string());
+        std::fs::create_dir(&place)?;
+        measure_size(&options, *size, &place)?;
+    }
+    if options.keep {
+        println!("kept: {}", above.keep().display());
     }
     Ok(())
 }
@@ -171,15 +181,11 @@ fn turn(args: &[String]) -> io::Result<()> {
     std::process::exit(i32::from(number(3) != 0))
 }
 
-fn measure_size(options: &Options, files: u64) -> io::Result<()> {
-    let above = match &options.dir {
-        Some(dir) => tempfile::tempdir_in(dir)?,
-        None => tempfile::tempdir()?,
-    };
-    let root = above.path().join("tree");
+fn measure_size(options: &Options, files: u64, above: &Path) -> io::Result<()> {
+    let root = above.join("tree");
     tree::make(&root, files)?;
     let own = std::env::current_exe()?;
-    let beside = above.path().join("beside");
+    let beside = above.join("beside");
     if options.warm {
         tree::make(&beside, files)?;
     }
@@ -207,11 +213,14 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
             }
         }
         if options.wide {
-            for (name, took) in bench.other_ways(above.path(), round as u64, &mut last)? {
+            for (name, took) in bench.other_ways(above, round as u64, &mut last)? {
                 others.entry(name).or_default().push(took.wall);
             }
         }
-        renames.push(measure::durable_renames(above.path(), RENAMES)?);
+    }
+    // After the rounds: each of them deletes a file, of which those rounds know nothing then.
+    for _ in 0..rounds {
+        renames.push(measure::durable_renames(above, RENAMES)?);
     }
     let committing = Case::of(options).len() - 3;
     if options.warm {
@@ -260,9 +269,6 @@ fn measure_size(options: &Options, files: u64) -> io::Result<()> {
             "\n| files | case | phases, each by its median |\n|---:|---|---|\n{}\n",
             phases.join("\n")
         );
-    }
-    if options.keep {
-        println!("kept: {}", above.keep().display());
     }
     Ok(())
 }
