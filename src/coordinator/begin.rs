@@ -32,6 +32,7 @@ use crate::base::durable;
 use crate::base::hex::hex;
 use crate::config::Loaded;
 use crate::git::gitconfig::GitEnv;
+use crate::git::guarded::Snapshot;
 use crate::git::judge::{self};
 use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::reflog;
@@ -343,8 +344,8 @@ impl Begin<'_> {
         )?;
         let guarded = gitdir::capture(session, base.facts.config.hooks_path.as_deref())
             .map_err(Failure::other("reading the git directory"))?;
-        let guarded = gitdir::to_bytes(&guarded)?;
-        let mut kept = vec![(gitdir::NAME, guarded.as_slice())];
+        let kept_of_it = gitdir::to_bytes(&guarded)?;
+        let mut kept = vec![(gitdir::NAME, kept_of_it.as_slice())];
         let index = baseindex::keep(session, base.facts.tree, &base.index, &folder)?;
         kept.extend(index.copy.as_deref().map(|bytes| (baseindex::NAME, bytes)));
         let before = in_ledger.map(|n| trace::before(session, &key.execution, n)).transpose()?;
@@ -425,7 +426,7 @@ impl Begin<'_> {
             }
             Opened::Attempt(_) => {}
         }
-        self.drive(session, key, spec, record, base)
+        self.drive(session, key, spec, record, base, guarded)
     }
 
     fn drive(
@@ -435,6 +436,7 @@ impl Begin<'_> {
         spec: AttemptSpec,
         record: AttemptRecord,
         base: Base,
+        git_directory: Snapshot,
     ) -> Result<Outcome, Failure> {
         let command = self.command(Some((&key, &spec)));
         self.laps.rest();
@@ -449,6 +451,7 @@ impl Begin<'_> {
                 prepared: self.prepared.take(),
                 timeout: self.request.timeout,
                 snapshot: Some(Arc::new(base.baseline.snapshot)),
+                git_directory: Some(Arc::new(git_directory)),
                 environment: self.request.context.invocation.environment.clone(),
                 laps: std::mem::take(&mut self.laps),
                 ..Live::default()

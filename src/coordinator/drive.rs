@@ -19,6 +19,7 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use super::view::SealView;
 use crate::gate::EmbeddedGate;
+use crate::git::guarded;
 use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
 use crate::process::{self, Prepared, Request, Signals, Waiting};
@@ -84,6 +85,8 @@ pub struct Live {
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.
     pub snapshot: Option<Arc<Snapshot>>,
+    /// The git directory's files as they were at open.
+    pub git_directory: Option<Arc<guarded::Snapshot>>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
     /// The whole scope was compared with the seal, and since then nothing of this attempt ran.

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
@@ -50,7 +51,11 @@ fn words(change: &GitChange) -> String {
 }
 
 impl Driver<'_> {
-    fn guarded(&self) -> Result<(Snapshot, Snapshot), Stop> {
+    fn guarded(&self) -> Result<(Arc<Snapshot>, Snapshot), Stop> {
+        let now = self.guarded_now()?;
+        if let Some(before) = &self.live.git_directory {
+            return Ok((before.clone(), now));
+        }
         let path = self.session.place.attempt(&self.key).join(NAME);
         // Trying again would not bring it back.
         let lost = |why: &dyn std::fmt::Display| {
@@ -58,8 +63,7 @@ impl Driver<'_> {
         };
         let bytes = std::fs::read(&path).map_err(|error| lost(&error))?;
         let before: Snapshot = serde_json::from_slice(&bytes).map_err(|error| lost(&error))?;
-        let now = self.guarded_now()?;
-        Ok((before, now))
+        Ok((Arc::new(before), now))
     }
 
     fn guarded_now(&self) -> Result<Snapshot, Stop> {

@@ -76,9 +76,21 @@ impl Sizes {
     }
 }
 
-/// Of so many attempts that may stay, one more is let stand after a run: what an attempt's removal
-/// costs (a db transaction, syncs of folders) is shared by that many then.
-const LET_STAND: u32 = 10;
+/// At most so many runs go by without a gc: it looks at every attempt and pack, and a removal costs a
+/// db transaction and syncs of folders, which that many runs share.
+///
+/// Own packs stay below what makes `git gc --auto` set to work: see [`repack::consolidate`].
+const RUNS_AT_MOST: u32 = 10;
+
+/// A gc at the end of a run: at each tenth attempt, or more often where so few may stay that ten
+/// would be more than a tenth of them.
+pub fn after_run(session: &mut Session, retention: &Retention) -> Result<(), Failure> {
+    let every = (retention.attempts / RUNS_AT_MOST).clamp(1, RUNS_AT_MOST);
+    if session.ledger.attempts_ever()? % i64::from(every) == 0 {
+        gc(session, retention, false)?;
+    }
+    Ok(())
+}
 
 /// Drops what the bounds do not cover; with `dry_run` only says what would go.
 pub fn gc(
@@ -86,23 +98,8 @@ pub fn gc(
     retention: &Retention,
     dry_run: bool,
 ) -> Result<GcDocument, Failure> {
-    collect(session, retention, dry_run, 0)
-}
-
-/// As [`gc`], at the end of a run: a tenth more attempts than are to stay may stand.
-pub fn after_run(session: &mut Session, retention: &Retention) -> Result<(), Failure> {
-    collect(session, retention, false, retention.attempts / LET_STAND).map(|_| ())
-}
-
-fn collect(
-    session: &mut Session,
-    retention: &Retention,
-    dry_run: bool,
-    slack: u32,
-) -> Result<GcDocument, Failure> {
     let attempts = session.ledger.heads()?;
     let all_settled = attempts.iter().filter(|a| a.settled_at.is_some()).count() as u64;
-    let too_many = all_settled > u64::from(retention.attempts) + u64::from(slack);
     let unsettled: BTreeSet<_> = attempts
         .iter()
         .filter(|a| a.settled_at.is_none())
@@ -133,7 +130,7 @@ fn collect(
         settled += 1;
         // Written by one function, so that the text sorts as the time does.
         let is_old = at < oldest.as_str();
-        let is_many = too_many && settled > retention.attempts;
+        let is_many = settled > retention.attempts;
         bytes = bytes.saturating_add(sizes.of(session, &attempt.key)?);
         let is_much = bytes > retention.discarded_bytes;
         let is_needed = unsettled.contains(&attempt.key.execution);

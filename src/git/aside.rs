@@ -12,7 +12,6 @@
 //! Its name must be recorded by the caller, and out of the scope of scan and seal.
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -24,6 +23,7 @@ use sha1::{Digest as _, Sha1};
 
 use super::beneath::{self, Beneath, BlobHasher};
 use crate::base::fault::{self, Point};
+use crate::base::hex::hex;
 use crate::tx::entry::{Entry, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -204,10 +204,7 @@ impl Aside {
 
 /// What a path's things are called in the folder.
 pub(super) fn key(path: &RepoPath) -> String {
-    Sha1::digest(path.as_bytes()).iter().fold(String::with_capacity(40), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a string takes it");
-        hex
-    })
+    hex(&Sha1::digest(path.as_bytes()))
 }
 
 struct Tee {

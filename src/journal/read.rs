@@ -212,6 +212,13 @@ impl Ledger {
         )
     }
 
+    /// About how many attempts there ever were: each one opened makes it larger, and what gc takes
+    /// away makes it smaller only where the newest ones went.
+    pub fn attempts_ever(&self) -> Result<i64, LedgerError> {
+        let sql = "SELECT coalesce(max(rowid), 0) FROM attempt";
+        self.db.query_row(sql, [], |row| row.get(0)).at(&self.db)
+    }
+
     /// All attempts without their documents, newest first.
     pub fn heads(&self) -> Result<Vec<AttemptHead>, LedgerError> {
         let mut statement = self
