@@ -4,6 +4,7 @@
 //! Wall time may jump; nothing is decided by it but what a person asked for by date.
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Now, as RFC 3339 in UTC with milliseconds: the form of every document and record.
@@ -14,6 +15,16 @@ pub fn now_rfc3339() -> String {
 /// A time as RFC 3339 in UTC with milliseconds.
 pub fn rfc3339(time: Timestamp) -> String {
     format!("{time:.3}")
+}
+
+/// How far local time is ahead of UTC at a time, in seconds: by `TZ`, else by `/etc/localtime`.
+///
+/// That file is read by itself where `TZ` is not set: looking for the name of the zone as well
+/// means a walk through all of the system's zones, which takes longer than packing a small commit.
+pub fn local_offset(at: Timestamp) -> i32 {
+    let of_file = || TimeZone::tzif("", &std::fs::read("/etc/localtime").ok()?).ok();
+    let zone = if std::env::var_os("TZ").is_none() { of_file() } else { None };
+    zone.unwrap_or_else(TimeZone::system).to_offset(at).seconds()
 }
 
 /// Nanoseconds since the epoch, by the clock that the kernel stamps files with (it is coarser

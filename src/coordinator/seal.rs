@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::base::clock;
 use crate::base::hex::hex;
 use serde_json::json;
 
@@ -75,12 +76,12 @@ fn pack_stop(path: &RepoPath, error: &PackError) -> Stop {
 
 /// Who commits, now.
 pub(super) fn signature(identity: &crate::git::gitconfig::Identity) -> Signature {
-    let now = jiff::Zoned::now();
+    let now = jiff::Timestamp::now();
     Signature {
         name: identity.name.clone(),
         email: identity.email.clone(),
-        time: now.timestamp().as_second(),
-        offset_minutes: now.offset().seconds() / 60,
+        time: now.as_second(),
+        offset_minutes: clock::local_offset(now) / 60,
     }
 }
 

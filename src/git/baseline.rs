@@ -41,6 +41,9 @@ const READS: u32 = 4;
 /// How many files make a second thread worth its start.
 const ALONE: usize = 64;
 
+/// So many files, of so many bytes together, are sooner read again next time than written down.
+const STALE: (usize, u64) = (64, 1 << 20);
+
 /// What the base is established from.
 pub struct BaselineRequest<'a> {
     /// The work tree.
@@ -68,6 +71,10 @@ pub struct BaselineRequest<'a> {
     /// See [`ScanRequest::only`]: of all other directories it is known that they are as the
     /// manifest says.
     pub only: Option<&'a Touched>,
+    /// The manifest may keep stat data of a few files that is out of date: they are looked at again
+    /// by their bytes next time, which takes less than the syncs of writing it. Not where a server
+    /// watches by it.
+    pub stale: bool,
 }
 
 /// What stands in the tree, judged. Lists are sorted.
@@ -227,7 +234,8 @@ pub fn establish(
     if clean || request.keep_modified {
         let rules = &scanned.ignored_rules;
         let same_rules = old.ignored_rules() == rules;
-        if !updates.is_empty() || !same_rules || old.meta().described != described {
+        let same = same_rules && old.meta().described == described;
+        if !same || !(updates.is_empty() || request.stale && are_looks(&old, &updates)) {
             let rules = (!same_rules).then_some(rules);
             baseline.rewritten = directories(updates.keys());
             meta = manifest.apply(updates, rules, described)?;
@@ -238,6 +246,21 @@ pub fn establish(
     baseline.generation = meta.generation;
     baseline.snapshot = current;
     Ok(baseline)
+}
+
+/// Whether a few entries differ in nothing but what tells that a file is as it was.
+fn are_looks(old: &Snapshot, updates: &BTreeMap<RepoPath, Option<Entry>>) -> bool {
+    let (files, mut bytes) = STALE;
+    updates.len() <= files
+        && updates.iter().all(|(path, now)| {
+            let (Some(was), Some(now)) = (old.get(path), now) else { return false };
+            let (a, b) = (was.stat, now.stat);
+            let left = bytes.checked_sub(b.size);
+            bytes = left.unwrap_or(0);
+            left.is_some()
+                && (was.kind, was.raw, was.tracked) == (now.kind, now.raw, now.tracked)
+                && (a.mode, a.uid, a.gid, a.links) == (b.mode, b.uid, b.gid, b.links)
+        })
 }
 
 /// The directories that hold the paths, each once, sorted.
@@ -377,26 +400,17 @@ fn read_all(root: &Root, changes: &[Change]) -> Result<Vec<Read>, BaselineError>
         let mut done = Vec::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(change) = changes.get(at) else { return Ok(done) };
+            let Some(change) = changes.get(at) else { return Ok::<_, BaselineError>(done) };
             done.push((at, read_stable(root, change)?));
         }
     };
     let mut all = if changes.len() < ALONE {
         work()?
     } else {
-        let here = spread::here();
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| {
-                spread::away_from(here);
-                work()
-            });
-            let mine = work();
-            let theirs = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            mine.and_then(|mut mine| {
-                mine.extend(theirs?);
-                Ok::<_, BaselineError>(mine)
-            })
-        })?
+        let (mine, theirs) = spread::beside(work, work);
+        let mut mine = mine?;
+        mine.extend(theirs?);
+        mine
     };
     all.sort_unstable_by_key(|(at, _)| *at);
     Ok(all.into_iter().map(|(_, read)| read).collect())

@@ -22,6 +22,7 @@ use rustix::fs::{self, AtFlags, CWD, FileType, IFlags, Mode, OFlags, ResolveFlag
 use rustix::io::Errno;
 use sha1::{Digest as _, Sha1};
 
+use crate::base::spread;
 use crate::base::writeback::write_back;
 use crate::tx::entry::{Kind, Stat};
 use crate::tx::id::Oid;
@@ -38,6 +39,9 @@ pub(super) const STAY: ResolveFlags =
 /// is cheaper on a quiet disk from a few files on, but it also waits for whatever else was written
 /// to the file system: by a build, by git, by a container beside.
 const FEW: usize = 64;
+
+/// So many are synced one after the other before a second thread is worth its start.
+const SYNCED_ALONE: usize = 6;
 
 /// What stands at a name, and the handle that it was seen by.
 pub(super) struct Seen {
@@ -301,17 +305,17 @@ impl<'a> Beneath<'a> {
             }
         }
         write_back(&files);
-        for file in files {
-            fs::fsync(file)?;
-        }
+        let mut directories = Vec::new();
         for path in &*self.changed.directories.borrow() {
             let handle = match self.directory(path.as_ref()) {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 done => done.and_then(|handle| reopen(handle.as_fd(), OFlags::DIRECTORY)),
             };
             let Ok(handle) = handle else { return Ok(false) };
-            fs::fsync(handle)?;
+            directories.push(handle);
         }
+        sync_all(&files)?;
+        sync_all(&directories)?;
         Ok(true)
     }
 
@@ -331,6 +335,18 @@ impl<'a> Beneath<'a> {
         }
         open_still
     }
+}
+
+/// Syncs each; where there are many, two at a time: while one waits for the disk, the other is
+/// handed to it.
+fn sync_all(handles: &[OwnedFd]) -> Result<(), Errno> {
+    let each = |handles: &[OwnedFd]| handles.iter().try_for_each(fs::fsync);
+    if handles.len() < SYNCED_ALONE {
+        return each(handles);
+    }
+    let (some, others) = handles.split_at(handles.len() / 2);
+    let (mine, theirs) = spread::beside(|| each(some), || each(others));
+    mine.and(theirs)
 }
 
 /// Kind and look of what a handle holds.

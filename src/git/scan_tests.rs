@@ -31,6 +31,7 @@ use crate::tx::settings::{Limits, Scope};
 mod marked;
 mod random;
 mod watched;
+mod written;
 
 fn path(text: &str) -> RepoPath {
     RepoPath::new(text).expect("valid")
@@ -47,6 +48,7 @@ struct Tree {
     autocrlf: AutoCrlf,
     /// What the next look is bounded to.
     only: Option<Touched>,
+    stale: bool,
 }
 
 impl Tree {
@@ -68,6 +70,7 @@ impl Tree {
             keep_modified: false,
             autocrlf: AutoCrlf::Off,
             only: None,
+            stale: false,
         };
         tree.git(&["init", "-q", "-b", "main"]);
         for (key, value) in [("user.name", "T"), ("user.email", "t@t"), ("gc.auto", "0")] {
@@ -147,6 +150,7 @@ impl Tree {
                 keep_modified: self.keep_modified,
                 progress: None,
                 only: self.only.as_ref(),
+                stale: self.stale,
             },
         )
     }
@@ -231,37 +235,6 @@ fn a_stamp_in_whole_seconds_is_any_time_within() {
     assert!(!stat_is_proof(&stat(7 * second), 7 * second + second / 2));
     assert!(stat_is_proof(&stat(7 * second), 9 * second));
     assert!(!stat_is_proof(&stat(7 * second + 1), 7 * second + GRANULARITY_NS));
-}
-
-#[test]
-fn nothing_is_written_where_nothing_changed() {
-    let mut tree = Tree::new();
-    tree.write("src/a.txt", "one");
-    tree.write("src/deep/b.txt", "two");
-    tree.commit(&["src"]);
-    tree.write("note", "three");
-    std::fs::create_dir(tree.at("empty")).expect("made");
-    let first = tree.establish().expect("a base");
-    assert!(first.written);
-    assert_eq!(first.untracked.len(), 1);
-    assert_eq!((first.untracked_bytes, first.snapshot.len()), (5, 6));
-    wait_for_proof();
-    let second = tree.establish().expect("a base");
-    let third = tree.establish().expect("a base");
-    assert!(!third.written);
-    assert_eq!(third.generation, second.generation);
-    assert!(third.snapshot.iter().all(|(_, packed)| packed.stat_is_proof()));
-    let raw = third.snapshot.get(&path("src/a.txt")).expect("there").raw;
-    assert_eq!(raw, blob_id(b"one"));
-    // Another commit with the same tree changes nothing; another tree is taken over.
-    tree.git(&["commit", "-q", "--allow-empty", "-m", "y"]);
-    assert!(!tree.establish().expect("a base").written);
-    tree.commit(&["note"]);
-    let fourth = tree.establish().expect("a base");
-    assert!(fourth.written && fourth.untracked.is_empty() && fourth.modified.is_empty());
-    tree.git(&["rm", "-q", "--cached", "note"]);
-    tree.git(&["commit", "-q", "-m", "z"]);
-    assert_eq!(tree.establish().expect("a base").untracked.len(), 1);
 }
 
 #[test]

@@ -33,7 +33,7 @@ use crate::tx::path::RepoPath;
 mod narrow;
 
 /// How many names one thread looks at before a second one is worth its start.
-const ALONE: u64 = 400;
+const ALONE: u64 = 150;
 
 const DOT_GIT: &[u8] = b".git";
 const GITATTRIBUTES: &[u8] = b".gitattributes";
@@ -45,18 +45,13 @@ pub(super) fn walk(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
     let alone = first.run(ALONE);
     let mut all = if alone.is_ok() && pool.leave(&mut first.children) {
         pool.join();
-        let here = spread::here();
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| {
-                spread::away_from(here);
-                let mut worker = Worker::new(&pool);
-                let done = worker.run(u64::MAX);
-                done.map(|()| worker.out)
-            });
-            let mine = first.run(u64::MAX);
-            let theirs = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            mine.and(theirs).map(|theirs| join(std::mem::take(&mut first.out), theirs))
-        })?
+        let second = || {
+            let mut worker = Worker::new(&pool);
+            let done = worker.run(u64::MAX);
+            done.map(|()| worker.out)
+        };
+        let (mine, theirs) = spread::beside(|| first.run(u64::MAX), second);
+        mine.and(theirs).map(|theirs| join(std::mem::take(&mut first.out), theirs))?
     } else {
         alone.map(|()| std::mem::take(&mut first.out))?
     };

@@ -250,7 +250,7 @@ impl Ledger {
     }
 
     fn query(&self, sql: &str, params: &[&dyn ToSql]) -> Result<Vec<Attempt>, LedgerError> {
-        let mut statement = self.db.prepare(sql).at(&self.db)?;
+        let mut statement = self.db.prepare_cached(sql).at(&self.db)?;
         let rows = statement
             .query_map(params, |row| attempt_from(&self.db, row))
             .at(&self.db)?

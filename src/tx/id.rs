@@ -9,8 +9,6 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::base::hex;
-
 /// A name that does not have the form that it must have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?} is not valid: {rule}")]
@@ -194,7 +192,9 @@ impl From<Oid> for String {
 
 impl fmt::Display for Oid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.map(hex::digits);
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let halves = self.0.map(|byte| [byte >> 4, byte & 0xf]);
+        let digits = halves.map(|two| two.map(|half| DIGITS[usize::from(half)]));
         f.write_str(std::str::from_utf8(digits.as_flattened()).map_err(|_| fmt::Error)?)
     }
 }
