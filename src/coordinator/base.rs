@@ -76,7 +76,8 @@ impl Begin<'_> {
                 attempt: attempt.key,
             }]));
         }
-        let facts = judge::judge_but_submodules(&session.workspace, &self.git_env, |_| false)
+        let (workspace, store) = (&session.workspace, &session.store);
+        let facts = judge::judge_but_submodules(workspace, store, &self.git_env, |_| false)
             .map_err(refused)?;
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
         self.author(&facts)?;

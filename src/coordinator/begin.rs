@@ -38,6 +38,7 @@ use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::reflog;
 use crate::git::refusal::Refusal;
 use crate::git::restore;
+use crate::git::store::Store;
 use crate::git::workspace::Workspace;
 use crate::hook::Capture;
 use crate::hook::capture::{Request as CaptureRequest, capture};
@@ -108,13 +109,15 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     let unprotected =
         request.triggered_by.as_deref().is_some_and(|kind| UNPROTECTED.contains(&kind));
     let git_env = context.git_env();
-    if let Err(refusals) = judge::readable(&context.workspace, &git_env)
-        && refusals.iter().any(is_unreadable)
-    {
+    let store = match judge::readable(&context.workspace, &git_env) {
+        Ok(store) => Some(store),
         // Of such a repository nothing can be opened, the ledger's place included.
-        return Err(Failure::Refused { refusals, warnings: Vec::new() });
-    }
-    let mut session = open(request, signals, &context.workspace, &context.place)?;
+        Err(refusals) if refusals.iter().any(is_unreadable) => {
+            return Err(Failure::Refused { refusals, warnings: Vec::new() });
+        }
+        Err(_) => None,
+    };
+    let mut session = open(request, signals, &context.workspace, &context.place, store)?;
     let loaded = context.user.clone();
     let mut begin = Begin { request, signals, program, git_env, loaded, laps, prepared: None };
     if unprotected {
@@ -169,10 +172,11 @@ fn open(
     signals: Signals,
     workspace: &Workspace,
     place: &Place,
+    mut store: Option<Store>,
 ) -> Result<Session, Failure> {
     let until = request.wait.and_then(|wait| Instant::now().checked_add(wait));
     loop {
-        let opened = Session::open(workspace.clone(), place.clone(), "run");
+        let opened = Session::open_by(workspace.clone(), place.clone(), "run", &mut store);
         let is_over = match (request.wait, until) {
             (None, _) => true,
             // Beyond what the clock can hold: without a bound.

@@ -92,12 +92,25 @@ impl Session {
     ///
     /// `command` is what is written down of the holder.
     pub fn open(workspace: Workspace, place: Place, command: &str) -> Result<Self, Failure> {
+        Self::open_by(workspace, place, command, &mut None)
+    }
+
+    /// As [`Session::open`], with the objects, where they are open already; taken once the lock is held.
+    pub fn open_by(
+        workspace: Workspace,
+        place: Place,
+        command: &str,
+        store: &mut Option<Store>,
+    ) -> Result<Self, Failure> {
         let lock = WorkspaceLock::acquire(&workspace, &holder(command), None)?;
         // Before anything is made: a ledger that is refused leaves nothing behind, no pointer.
         let marker = lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
         place.create(workspace.common_dir())?;
         let ledger = write_ledger(&place)?;
-        let store = Store::open(workspace.common_dir())?;
+        let store = match store.take() {
+            Some(store) => store,
+            None => Store::open(workspace.common_dir())?,
+        };
         let refs = Refs::open(workspace.git_dir(), workspace.common_dir())?;
         let root = Root::open(workspace.root())?;
         root.probe()?;

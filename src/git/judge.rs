@@ -17,7 +17,7 @@ use super::gitconfig::{GitConfig, GitEnv};
 use super::refs::{Head, RefError, Refs};
 use super::refusal::{Operation, Refusal};
 use super::smallfile;
-use super::store::Store;
+use super::store::{Store, StoreError};
 use super::workspace::Workspace;
 use crate::tx::entry::GIT_LINK;
 use crate::tx::id::{Oid, RefName};
@@ -69,35 +69,34 @@ pub fn judge(
     env: &GitEnv,
     is_own_lock: impl Fn(&Path) -> bool,
 ) -> Result<BaseFacts, Vec<Refusal>> {
-    judge_by(workspace, env, is_own_lock, Submodules::Look)
+    judge_by(workspace, env, is_own_lock, None)
 }
 
 /// As [`judge`], but without a look for submodules, which reads every folder of the commit's tree:
 /// for who compares the index with that tree anyway, and finds them in it.
 pub fn judge_but_submodules(
     workspace: &Workspace,
+    store: &Store,
     env: &GitEnv,
     is_own_lock: impl Fn(&Path) -> bool,
 ) -> Result<BaseFacts, Vec<Refusal>> {
-    judge_by(workspace, env, is_own_lock, Submodules::Leave)
+    judge_by(workspace, env, is_own_lock, Some(store))
 }
 
 /// Whether anything of the repository can be read at all: what is to be known before the ledger
-/// is opened.
-pub fn readable(workspace: &Workspace, env: &GitEnv) -> Result<(), Vec<Refusal>> {
+/// is opened. Gives the objects, which took a while to open.
+pub fn readable(workspace: &Workspace, env: &GitEnv) -> Result<Store, Vec<Refusal>> {
     let mut refusals = Vec::new();
     let config = readable_config(workspace, env)?;
     if config.bare {
         refusals.push(Refusal::BareRepository);
     }
-    base(workspace, Submodules::Leave, &mut refusals);
-    if refusals.is_empty() { Ok(()) } else { Err(refusals) }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Submodules {
-    Look,
-    Leave,
+    let store = Store::open(workspace.common_dir())
+        .map_err(|error| refusals.push(damaged(error.to_string())));
+    if let Ok(store) = &store {
+        base(workspace, Some(store), &mut refusals);
+    }
+    store.ok().filter(|_| refusals.is_empty()).ok_or(refusals)
 }
 
 fn readable_config(workspace: &Workspace, env: &GitEnv) -> Result<GitConfig, Vec<Refusal>> {
@@ -113,7 +112,7 @@ fn judge_by(
     workspace: &Workspace,
     env: &GitEnv,
     is_own_lock: impl Fn(&Path) -> bool,
-    submodules: Submodules,
+    store: Option<&Store>,
 ) -> Result<BaseFacts, Vec<Refusal>> {
     let config = readable_config(workspace, env)?;
     let mut refusals = Vec::new();
@@ -130,7 +129,7 @@ fn judge_by(
         refusals.push(Refusal::SparseCheckout);
     }
     operations(workspace, &mut refusals);
-    let base = base(workspace, submodules, &mut refusals);
+    let base = base(workspace, store, &mut refusals);
     let branch = base.as_ref().map(|base| &base.branch);
     locks(workspace, branch, is_own_lock, &mut refusals);
     match base {
@@ -241,9 +240,10 @@ pub fn is_rebasing(workspace: &Workspace) -> bool {
     ["rebase-merge", "rebase-apply"].iter().any(|dir| workspace.git_dir().join(dir).exists())
 }
 
+/// With a store it is not looked for submodules.
 fn base(
     workspace: &Workspace,
-    submodules: Submodules,
+    store: Option<&Store>,
     refusals: &mut Vec<Refusal>,
 ) -> Option<Found> {
     let refs = Refs::open(workspace.git_dir(), workspace.common_dir());
@@ -270,7 +270,15 @@ fn base(
             return None;
         }
     }
-    match tree(workspace.common_dir(), commit, submodules, refusals) {
+    let found = match store {
+        Some(store) => tree(store, commit),
+        None => Store::open(workspace.common_dir()).and_then(|store| {
+            let found = tree(&store, commit)?;
+            submodules(&store, found.0, refusals)?;
+            Ok(found)
+        }),
+    };
+    match found {
         Ok((tree, alternates)) => Some(Found { branch, detached, commit, tree, alternates }),
         Err(error) => {
             refusals.push(damaged(error.to_string()));
@@ -279,17 +287,11 @@ fn base(
     }
 }
 
-fn tree(
-    common_dir: &Path,
-    commit: Oid,
-    look: Submodules,
-    refusals: &mut Vec<Refusal>,
-) -> Result<(Oid, Vec<PathBuf>), super::store::StoreError> {
-    let store = Store::open(common_dir)?;
-    let tree = store.commit(commit)?.tree;
-    if look == Submodules::Leave {
-        return Ok((tree, store.alternates().to_vec()));
-    }
+fn tree(store: &Store, commit: Oid) -> Result<(Oid, Vec<PathBuf>), StoreError> {
+    Ok((store.commit(commit)?.tree, store.alternates().to_vec()))
+}
+
+fn submodules(store: &Store, tree: Oid, refusals: &mut Vec<Refusal>) -> Result<(), StoreError> {
     let mut submodules = Vec::new();
     // Folders only: in a tree of a hundred thousand files there are few of them.
     let mut stack: Vec<(Option<RepoPath>, Oid)> = vec![(None, tree)];
@@ -315,7 +317,7 @@ fn tree(
         submodules.sort();
         refusals.push(Refusal::Submodules { paths: submodules });
     }
-    Ok((tree, store.alternates().to_vec()))
+    Ok(())
 }
 
 fn locks(

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -151,8 +152,13 @@ pub(super) fn command_line(pid: i32) -> String {
     short
 }
 
-/// The machine, boot and pid namespace of this process.
+/// The machine, boot and pid namespace of this process: the same for as long as it lives.
 pub fn this_host() -> HostId {
+    static FOUND: OnceLock<HostId> = OnceLock::new();
+    FOUND.get_or_init(find_host).clone()
+}
+
+fn find_host() -> HostId {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     HostId {
         machine_id: text("/etc/machine-id"),

@@ -85,11 +85,8 @@ pub(crate) fn make(root: &Path, files: u64) -> io::Result<()> {
     }
     // Its deltas are of no matter here, and slow to find.
     let words = ["fast-import", "--quiet", "--depth=0"];
-    let mut import = Command::new("git")
-        .current_dir(root)
-        .args(words)
-        .stdin(Stdio::piped())
-        .spawn()?;
+    let mut import =
+        Command::new("git").current_dir(root).args(words).stdin(Stdio::piped()).spawn()?;
     if let Some(stdin) = import.stdin.take() {
         let mut out = io::BufWriter::with_capacity(1 << 16, stdin);
         write_stream(&mut out, files)?;
@@ -106,7 +103,10 @@ pub(crate) fn make(root: &Path, files: u64) -> io::Result<()> {
 /// The one commit, as `git fast-import` reads it.
 fn write_stream(out: &mut impl io::Write, files: u64) -> io::Result<()> {
     let what = "generated\n";
-    write!(out, "commit refs/heads/main\ncommitter A Person <person@example.org> 1700000000 +0000\n")?;
+    write!(
+        out,
+        "commit refs/heads/main\ncommitter A Person <person@example.org> 1700000000 +0000\n"
+    )?;
     write!(out, "data {}\n{what}", what.len())?;
     let mut put = |path: &Path, bytes: &[u8]| {
         write!(out, "M 100644 inline {}\ndata {}\n", path.display(), bytes.len())?;
