@@ -10,11 +10,13 @@ use super::error::Failure;
 use super::rescue::pin_stop;
 use super::seal::signature;
 use super::session::Session;
-use super::{query, view, warm};
+use super::{gitdir, query, view, warm};
+use crate::base::spread;
 use crate::git::attributes::CapturedAttributes;
 use crate::git::baseline::{self, Baseline, BaselineError, BaselineRequest};
 use crate::git::convert::AutoCrlf;
 use crate::git::gitconfig::Identity;
+use crate::git::guarded;
 use crate::git::index::{Index, IndexError, Meaning};
 use crate::git::index_known;
 use crate::git::judge::{self, BaseFacts};
@@ -35,6 +37,8 @@ pub(super) struct Base {
     pub(super) facts: BaseFacts,
     pub(super) baseline: Baseline,
     pub(super) index: FoundIndex,
+    /// The files of the git directory that are watched over.
+    pub(super) git_directory: guarded::Snapshot,
 }
 
 /// The index at open.
@@ -84,12 +88,19 @@ impl Begin<'_> {
 
         let mut refusals = Vec::new();
         let index = judge_index(session, facts.tree, &mut refusals)?;
-        let baseline = self.establish(session, &facts)?;
+        let workspace = session.workspace.clone();
+        let hooks_path = facts.config.hooks_path.as_deref();
+        let (baseline, git_directory) = spread::beside(
+            || self.establish(session, &facts),
+            || gitdir::capture(&workspace, hooks_path),
+        );
+        let baseline = baseline?;
         refusals.extend(self.judge_baseline(&baseline));
         if !refusals.is_empty() {
             return Err(refused(refusals));
         }
-        Ok(Base { facts, baseline, index })
+        let git_directory = git_directory.map_err(Failure::other("reading the git directory"))?;
+        Ok(Base { facts, baseline, index, git_directory })
     }
 
     fn establish(&self, session: &mut Session, facts: &BaseFacts) -> Result<Baseline, Failure> {
@@ -120,7 +131,6 @@ impl Begin<'_> {
             keep_modified: false,
             progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
             only: asked.as_ref().and_then(|asked| asked.touched.as_ref()),
-            stale: !warmth.is_of_a_server(),
         };
         let established = baseline::establish(&mut session.manifest, &request);
         if let Some(watcher) = watcher {

@@ -32,7 +32,6 @@ use crate::base::durable;
 use crate::base::hex::hex;
 use crate::config::Loaded;
 use crate::git::gitconfig::GitEnv;
-use crate::git::guarded::Snapshot;
 use crate::git::judge::{self};
 use crate::git::lockfile::{self, Holder, Marker};
 use crate::git::reflog;
@@ -346,9 +345,7 @@ impl Begin<'_> {
             },
             &folder,
         )?;
-        let guarded = gitdir::capture(session, base.facts.config.hooks_path.as_deref())
-            .map_err(Failure::other("reading the git directory"))?;
-        let kept_of_it = gitdir::to_bytes(&guarded)?;
+        let kept_of_it = gitdir::to_bytes(&base.git_directory)?;
         let mut kept = vec![(gitdir::NAME, kept_of_it.as_slice())];
         let index = baseindex::keep(session, base.facts.tree, &base.index, &folder)?;
         kept.extend(index.copy.as_deref().map(|bytes| (baseindex::NAME, bytes)));
@@ -430,7 +427,7 @@ impl Begin<'_> {
             }
             Opened::Attempt(_) => {}
         }
-        self.drive(session, key, spec, record, base, guarded)
+        self.drive(session, key, spec, record, base)
     }
 
     fn drive(
@@ -440,7 +437,6 @@ impl Begin<'_> {
         spec: AttemptSpec,
         record: AttemptRecord,
         base: Base,
-        git_directory: Snapshot,
     ) -> Result<Outcome, Failure> {
         let command = self.command(Some((&key, &spec)));
         self.laps.rest();
@@ -455,7 +451,7 @@ impl Begin<'_> {
                 prepared: self.prepared.take(),
                 timeout: self.request.timeout,
                 snapshot: Some(Arc::new(base.baseline.snapshot)),
-                git_directory: Some(Arc::new(git_directory)),
+                git_directory: Some(Arc::new(base.git_directory)),
                 environment: self.request.context.invocation.environment.clone(),
                 laps: std::mem::take(&mut self.laps),
                 ..Live::default()

@@ -14,13 +14,13 @@ use super::drive::{Driver, Stop};
 use super::error::Failure;
 use super::rescue::PinKind;
 use super::seal::signature;
-use super::session::Session;
 use crate::git::guarded::{ChangeKind, GitChange, Snapshot};
 use crate::git::odb::ObjectKind;
 use crate::git::pack::PackWriter;
 use crate::git::putback::{self, What};
 use crate::git::refs::Refs;
 use crate::git::tree;
+use crate::git::workspace::Workspace;
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{Oid, RefName};
 use crate::tx::settings::OnGitChange;
@@ -67,7 +67,7 @@ impl Driver<'_> {
     }
 
     fn guarded_now(&self) -> Result<Snapshot, Stop> {
-        capture(self.session, self.spec.git.hooks_path.as_deref())
+        capture(&self.session.workspace, self.spec.git.hooks_path.as_deref())
             .map_err(|error| Stop::damaged(error.to_string()))
     }
 
@@ -211,8 +211,8 @@ impl Driver<'_> {
 
 /// The files of the git directory that are watched over.
 pub(super) fn capture(
-    session: &Session,
+    workspace: &Workspace,
     hooks_path: Option<&str>,
 ) -> Result<Snapshot, crate::git::guarded::GuardError> {
-    Snapshot::capture(&session.workspace, hooks_path.map(Path::new))
+    Snapshot::capture(workspace, hooks_path.map(Path::new))
 }

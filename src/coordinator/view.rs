@@ -34,10 +34,6 @@ use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 use crate::tx::settings::Scope;
 
-/// How many changed paths make it worth to write them into the manifest: each is a file that the
-/// next attempt hashes again, some 20 µs, against the five syncs of a db transaction.
-const MANY: usize = 500;
-
 /// What was sealed, as far as the commit does not tell: kept in the attempt's folder, durable
 /// before the state `sealed`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -205,14 +201,14 @@ impl Driver<'_> {
         }
     }
 
-    /// Records what stands in the tree from now on, at the end of an attempt, where it is so much
-    /// that looking at it again would take longer than a db transaction. A manifest that was moved
-    /// or damaged meanwhile is begun anew, empty: the next look is a full one.
+    /// Records what stands in the tree from now on, at the end of an attempt: after a commit, or where
+    /// it is so much that the next open would write it down. A manifest that was moved or damaged
+    /// meanwhile is begun anew, empty: the next look is a full one.
     ///
     /// Nothing relies on it: the next attempt compares the tree with the manifest, and HEAD's tree
     /// with the one that it describes, and until then it is the base of this one.
     pub(super) fn remember(&mut self, changes: Vec<EntryChange>, tree: Oid) -> Result<(), Failure> {
-        if changes.len() < MANY {
+        if tree == self.spec.base_tree && changes.len() <= baseline::STALE.0 {
             return Ok(());
         }
         let root = Some(self.session.root.id());

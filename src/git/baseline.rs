@@ -42,7 +42,7 @@ const READS: u32 = 4;
 const ALONE: usize = 64;
 
 /// So many files, of so many bytes together, are sooner read again next time than written down.
-const STALE: (usize, u64) = (64, 1 << 20);
+pub const STALE: (usize, u64) = (64, 1 << 20);
 
 /// What the base is established from.
 pub struct BaselineRequest<'a> {
@@ -71,10 +71,6 @@ pub struct BaselineRequest<'a> {
     /// See [`ScanRequest::only`]: of all other directories it is known that they are as the
     /// manifest says.
     pub only: Option<&'a Touched>,
-    /// The manifest may keep stat data of a few files that is out of date: they are looked at again
-    /// by their bytes next time, which takes less than the syncs of writing it. Not where a server
-    /// watches by it.
-    pub stale: bool,
 }
 
 /// What stands in the tree, judged. Lists are sorted.
@@ -235,7 +231,7 @@ pub fn establish(
         let rules = &scanned.ignored_rules;
         let same_rules = old.ignored_rules() == rules;
         let same = same_rules && old.meta().described == described;
-        if !same || !(updates.is_empty() || request.stale && are_looks(&old, &updates)) {
+        if !same || !are_looks(&old, &updates) {
             let rules = (!same_rules).then_some(rules);
             baseline.rewritten = directories(updates.keys());
             meta = manifest.apply(updates, rules, described)?;
@@ -248,7 +244,8 @@ pub fn establish(
     Ok(baseline)
 }
 
-/// Whether a few entries differ in nothing but what tells that a file is as it was.
+/// Whether none, or a few entries, differ, and in nothing but what tells that a file is as it was.
+/// They are looked at by their bytes again next time, which takes less than the syncs of writing.
 fn are_looks(old: &Snapshot, updates: &BTreeMap<RepoPath, Option<Entry>>) -> bool {
     let (files, mut bytes) = STALE;
     updates.len() <= files

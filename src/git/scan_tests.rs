@@ -48,7 +48,6 @@ struct Tree {
     autocrlf: AutoCrlf,
     /// What the next look is bounded to.
     only: Option<Touched>,
-    stale: bool,
 }
 
 impl Tree {
@@ -70,7 +69,6 @@ impl Tree {
             keep_modified: false,
             autocrlf: AutoCrlf::Off,
             only: None,
-            stale: false,
         };
         tree.git(&["init", "-q", "-b", "main"]);
         for (key, value) in [("user.name", "T"), ("user.email", "t@t"), ("gc.auto", "0")] {
@@ -150,7 +148,6 @@ impl Tree {
                 keep_modified: self.keep_modified,
                 progress: None,
                 only: self.only.as_ref(),
-                stale: self.stale,
             },
         )
     }
