@@ -22,7 +22,7 @@ use crate::gate::EmbeddedGate;
 use crate::git::guarded;
 use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
-use crate::process::{self, Prepared, Request, Signals, Waiting};
+use crate::process::{self, Leaving, Prepared, Request, Signals, Waiting};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, Oid, Pin, RefName};
 use crate::tx::phase::Phase;
@@ -81,6 +81,8 @@ pub struct Live {
     pub command: Option<crate::process::Command>,
     /// A supervisor that waits to be told of it.
     pub prepared: Option<Prepared>,
+    /// Supervisors of what is over, waited for at the end.
+    pub leaving: Vec<Leaving>,
     /// The bound on it.
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.

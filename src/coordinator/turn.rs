@@ -121,7 +121,10 @@ impl Driver<'_> {
             Ok(Some(row)) if row.status == Status::Cancelled => Some(Request::Cancel),
             _ => None,
         };
-        waiting.run(&bounds, &mut Requests { signals, poll: &mut poll })
+        let mut over = waiting.run(&bounds, &mut Requests { signals, poll: &mut poll });
+        // It takes a moment to leave, in which the work goes on.
+        self.live.leaving.extend(over.leaving.take());
+        over
     }
 
     /// The turn did not come to a seal: record the undo.

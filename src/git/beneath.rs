@@ -287,7 +287,7 @@ impl<'a> Beneath<'a> {
         fs::syncfs(fs::openat(self.root, ".", flags, Mode::empty())?)
     }
 
-    /// Syncs each thing, then each directory; `false` where one cannot be opened for it. What is
+    /// Syncs each thing and each directory; `false` where one cannot be opened for it. What is
     /// gone by now is durable by its directory.
     fn sync_each(&self) -> Result<bool, Errno> {
         let mut files = Vec::new();
@@ -305,18 +305,15 @@ impl<'a> Beneath<'a> {
             }
         }
         write_back(&files);
-        let mut directories = Vec::new();
         for path in &*self.changed.directories.borrow() {
             let handle = match self.directory(path.as_ref()) {
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 done => done.and_then(|handle| reopen(handle.as_fd(), OFlags::DIRECTORY)),
             };
             let Ok(handle) = handle else { return Ok(false) };
-            directories.push(handle);
+            files.push(handle);
         }
-        sync_all(&files)?;
-        sync_all(&directories)?;
-        Ok(true)
+        sync_all(&files).map(|()| true)
     }
 
     /// Closes again what had to be opened and still stands, deepest first; `keep` tells which
@@ -340,12 +337,11 @@ impl<'a> Beneath<'a> {
 /// Syncs each; where there are many, two at a time: while one waits for the disk, the other is
 /// handed to it.
 fn sync_all(handles: &[OwnedFd]) -> Result<(), Errno> {
-    let each = |handles: &[OwnedFd]| handles.iter().try_for_each(fs::fsync);
+    let each = |from, step| handles.iter().skip(from).step_by(step).try_for_each(fs::fsync);
     if handles.len() < SYNCED_ALONE {
-        return each(handles);
+        return each(0, 1);
     }
-    let (some, others) = handles.split_at(handles.len() / 2);
-    let (mine, theirs) = spread::beside(|| each(some), || each(others));
+    let (mine, theirs) = spread::beside(|| each(0, 2), || each(1, 2));
     mine.and(theirs)
 }
 

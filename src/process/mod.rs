@@ -34,6 +34,7 @@ mod wire;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Child;
 use std::time::{Duration, SystemTime};
 
 pub use cgroup::sweep as sweep_cgroups;
@@ -137,7 +138,7 @@ pub struct Requests<'a> {
 pub struct Unproven(pub String);
 
 /// A command that is over.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use]
 pub struct TurnOver {
     /// What the leader returned, and who had to be ended after it.
@@ -156,4 +157,17 @@ pub struct TurnOver {
     /// The supervisor did not live to the end; `ended_by` is `Interrupt` then, whatever the
     /// leader returned.
     pub supervisor_lost: bool,
+    /// The supervisor, which has nothing left to do and is about to leave.
+    pub leaving: Option<Leaving>,
+}
+
+/// A supervisor that has told the end of its run. Dropped, it is waited for: it still has the
+/// workspace's lock open, which is to be free when this process is gone.
+#[derive(Debug)]
+pub struct Leaving(Child);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let _ = self.0.wait();
+    }
 }

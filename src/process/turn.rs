@@ -23,7 +23,9 @@ use super::prepared::{self, Prepared};
 use super::signals::{Signals, StopsCaught};
 use super::terminal::{self, Terminal};
 use super::wire::{self, Ended, Ending, News, Order, Plan};
-use super::{Bounds, Command, Output, Request, Requests, Stdin, TurnOver, Unproven, cgroup, table};
+use super::{
+    Bounds, Command, Leaving, Output, Request, Requests, Stdin, TurnOver, Unproven, cgroup, table,
+};
 use crate::base::{durable, fault};
 use crate::tx::writer::{DeathProof, EndedBy, ProvenDead, TurnResult, WriterRecord};
 
@@ -274,12 +276,13 @@ impl Waiting {
         let _ = wire::send(&self.control, &go, &[]);
         let (ended, asked) = self.watch(started, bounds, requests, &mut job);
         let supervisor_lost = ended.is_none();
+        let mut leaving = None;
         let (ended, death) = if let Some(ended) = ended {
-            let _ = self.supervisor.wait();
             let death = match &ended.unproven {
                 None => Ok(ProvenDead::attest(DeathProof::NoChildren)),
                 Some(why) => Err(Unproven(why.clone())),
             };
+            leaving = Some(Leaving(self.supervisor));
             (ended, death)
         } else {
             self.take_over(bounds, Some((requests.signals, started)))
@@ -309,6 +312,7 @@ impl Waiting {
             truncated,
             exec_error: ended.exec_error,
             supervisor_lost,
+            leaving,
         }
     }
 
