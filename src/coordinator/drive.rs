@@ -20,6 +20,7 @@ use super::spec::AttemptSpec;
 use super::view::SealView;
 use crate::gate::EmbeddedGate;
 use crate::git::guarded;
+use crate::git::scan::Scan;
 use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
 use crate::process::{self, Leaving, Prepared, Request, Signals, Waiting};
@@ -89,6 +90,8 @@ pub struct Live {
     pub snapshot: Option<Arc<Snapshot>>,
     /// The git directory's files as they were at open.
     pub git_directory: Option<Arc<guarded::Snapshot>>,
+    /// What differs from the base, where it was looked at while the undo was recorded.
+    pub looked: Option<Scan>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
     /// The whole scope was compared with the seal, and since then nothing of this attempt ran.
@@ -199,8 +202,7 @@ impl Driver<'_> {
     pub fn apply(&mut self, event: TxEvent, detail: &Value) -> Result<(), Failure> {
         let name = event.name();
         let expected = self.record.state.tag();
-        let state = self.record.state.clone().apply(event).map_err(Failure::bug)?;
-        let record = AttemptRecord { state, ..self.record.clone() };
+        let record = self.record.with(event).map_err(Failure::bug)?;
         self.write(&record, expected, name, detail)?;
         self.record = record;
         Ok(())

@@ -139,8 +139,7 @@ impl Driver<'_> {
         let cause = self.by_the_row(cause);
         let detail = json!({ "reason": cause.reason(), "turn": turn });
         let undo = Undo { cause, death, turn, seal: None, post_check: None, tip };
-        self.apply(TxEvent::Failed(undo), &detail)?;
-        Ok(())
+        self.begin_undo(TxEvent::Failed(undo), &detail)
     }
 
     /// A cancel that stands in the row already is another writer's terminal, not our own.

@@ -62,8 +62,9 @@ impl Driver<'_> {
         let base_rules = view::base_rules(&self.session.store, &snapshot)?;
         let look = |how| view::look(self.session, &self.spec, &snapshot, &base_rules, how);
         let (mut how, mut opened) = (NewDirectories::Walk, HashSet::new());
+        let mut looked = self.live.looked.take();
         let (scan, listed) = loop {
-            match look(how) {
+            match looked.take().map_or_else(|| look(how), Ok) {
                 Ok(scan) if scan.unreadable.is_empty() => {
                     break (scan, how == NewDirectories::Whole);
                 }

@@ -9,30 +9,38 @@
 //! # Limitations
 //! What a crash left is always looked at whole.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::warm;
+use super::warm::{self, Warmth};
 use crate::base::durable;
 use crate::base::hex::unhex;
+use crate::base::spread;
 use crate::git::baseline;
 use crate::git::manifest::{Described, EntryChange, IgnoredRules};
+use crate::git::restore;
+use crate::git::root::Root;
 use crate::git::rules::{BaseRules, CapturedExcludes, Rules};
-use crate::git::scan::{self, Scan, ScanError, ScanRequest};
+use crate::git::scan::{self, NewDirectories, Scan, ScanError, ScanRequest};
 use crate::git::snapshot::Snapshot;
 use crate::git::store::Store;
+use crate::journal::Change as LedgerChange;
 use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::{Change, Entry, Found, Kind};
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
+use crate::tx::phase::Phase;
 use crate::tx::settings::Scope;
+use crate::tx::state::TxEvent;
 
 /// What was sealed, as far as the commit does not tell: kept in the attempt's folder, durable
 /// before the state `sealed`.
@@ -109,17 +117,28 @@ pub fn look(
     spec: &AttemptSpec,
     snapshot: &Snapshot,
     base: &BaseRules,
-    new_directories: scan::NewDirectories,
+    new_directories: NewDirectories,
+) -> Result<Scan, ScanError> {
+    look_in(&session.root, &session.warmth, spec, snapshot, base, new_directories)
+}
+
+fn look_in(
+    root: &Root,
+    warmth: &RefCell<Warmth>,
+    spec: &AttemptSpec,
+    snapshot: &Snapshot,
+    base: &BaseRules,
+    new_directories: NewDirectories,
 ) -> Result<Scan, ScanError> {
     let rules = rules(spec);
     let temporary = [spec.temporary.as_bytes().to_vec()];
-    let mut request = ScanRequest::new(&session.root, snapshot, &rules, Some(base));
+    let mut request = ScanRequest::new(root, snapshot, &rules, Some(base));
     request.temporary = &temporary;
     request.new_directories = new_directories;
-    let mut warmth = session.warmth.borrow_mut();
+    let mut warmth = warmth.borrow_mut();
     let asked = warmth.may_know().then(|| {
-        let view = warm::view(&spec.git, &spec.settings.scope, &session.root);
-        warmth.ask(&session.root, snapshot.meta().generation, Some(snapshot), view)
+        let view = warm::view(&spec.git, &spec.settings.scope, root);
+        warmth.ask(root, snapshot.meta().generation, Some(snapshot), view)
     });
     request.only = asked.as_ref().and_then(|asked| asked.touched.as_ref());
     scan::scan(&request)
@@ -199,6 +218,43 @@ impl Driver<'_> {
             self.live.snapshot = Some(Arc::clone(&snapshot));
             Ok(snapshot)
         }
+    }
+
+    /// Records that the undo begins, and looks at the tree meanwhile: to look changes nothing. What
+    /// it found is in [`Live::looked`] where nothing has to be opened up for it.
+    ///
+    /// [`Live::looked`]: super::drive::Live::looked
+    pub(super) fn begin_undo(&mut self, event: TxEvent, detail: &Value) -> Result<(), Stop> {
+        self.live.laps.enter(Phase::Discard);
+        let snapshot = self.snapshot()?;
+        let rules = base_rules(&self.session.store, &snapshot)?;
+        let expected = self.record.state.tag();
+        let name = event.name();
+        let record = self.record.with(event).map_err(Failure::bug)?;
+        let (key, rev, spec) = (&self.key, self.rev, &self.spec);
+        let change = LedgerChange {
+            key,
+            expected,
+            rev,
+            record: &record,
+            event: name,
+            detail,
+            outcome: None,
+        };
+        let Session { ledger, root, warmth, .. } = &mut *self.session;
+        let is_open = restore::root_mode(root.handle()).ok() == spec.root_mode;
+        let (looked, recorded) = spread::beside(
+            || {
+                is_open
+                    .then(|| look_in(root, warmth, spec, &snapshot, &rules, NewDirectories::Walk))
+            },
+            || ledger.transition(&change),
+        );
+        self.rev = recorded.map_err(Failure::from)?;
+        tracing::info!(event = name, state = record.state.tag().as_str(), "recorded");
+        self.record = record;
+        self.live.looked = looked.and_then(Result::ok).filter(|scan| scan.unreadable.is_empty());
+        Ok(())
     }
 
     /// Records what stands in the tree from now on, at the end of an attempt: after a commit, or where
@@ -298,7 +354,7 @@ impl Driver<'_> {
             return Err(Failure::bug("a seal without a view").into());
         };
         let scan =
-            look(self.session, &self.spec, &view.snapshot, &view.rules, scan::NewDirectories::Walk)
+            look(self.session, &self.spec, &view.snapshot, &view.rules, NewDirectories::Walk)
                 .map_err(scan_stop)?;
         if let Some(path) = scan.unreadable.into_iter().next() {
             return Err(Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path] }));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Pin;
 use super::path::RepoPath;
-use super::state::TxState;
+use super::state::{IllegalTransition, TxEvent, TxState};
 use super::writer::TurnResult;
 
 /// A warning of an outcome document.
@@ -72,6 +72,14 @@ impl AttemptRecord {
             turn: None,
             earlier_discarded: 0,
         }
+    }
+
+    /// The record after an event.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] where its state cannot take it.
+    pub fn with(&self, event: TxEvent) -> Result<Self, IllegalTransition> {
+        Ok(Self { state: self.state.clone().apply(event)?, ..self.clone() })
     }
 
     /// Adds a warning, once.
