@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod documents;
 pub mod drive;
 pub mod error;
+mod gather;
 mod gitdir;
 pub mod guard;
 pub mod guarded;

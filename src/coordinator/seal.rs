@@ -9,10 +9,9 @@
 //! from the recorded state by the next effect.
 //!
 //! # Limitations
-//! A file is hashed once to know whether it changed, and once more while it is packed if it is
-//! large; both must agree.
+//! What each path becomes is [`super::gather`]'s business.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::base::clock;
 use crate::base::hex::hex;
@@ -20,58 +19,32 @@ use serde_json::json;
 
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
+use super::gather::Made;
 use super::policy::{self, Verdicts};
 use super::view::{self, SealFile};
 use crate::base::fault::{self, Point};
+use crate::git::ahead;
 use crate::git::attributes::{Attributes, CapturedAttributes};
 use crate::git::convert::{AutoCrlf, Conversions};
 use crate::git::index::{self, Index};
 use crate::git::index_known;
-use crate::git::pack::{PackError, PackWriter};
+use crate::git::pack::PackWriter;
 use crate::git::rules::{Source, View};
 use crate::git::scan::{self, NewDirectories, ScanError};
-use crate::git::store::Held;
 use crate::git::tree::{self, Signature};
 use crate::tx::cause::{Cause, QuarantineReason};
-use crate::tx::entry::{Change, Entry, GIT_FILE, GIT_SYMLINK, Kind, Tracked, git_mode};
+use crate::tx::entry::{Change, Entry, GIT_SYMLINK, Kind};
 use crate::tx::id::{Oid, Pin};
 use crate::tx::path::RepoPath;
 use crate::tx::phase::Phase;
-use crate::tx::state::{ChangeCounts, Seal, TxEvent};
+use crate::tx::state::{Seal, TxEvent};
 use crate::tx::writer::{ProvenDead, TurnResult};
 
-/// Files up to this size are read once, into memory; larger ones are streamed, twice.
-const IN_MEMORY: u64 = 8 << 20;
-
-/// What becomes of the commit's tree.
-type Edits = BTreeMap<RepoPath, Option<Held>>;
-
-/// What goes into a candidate.
-#[derive(Default)]
-struct Made {
-    edits: Edits,
-    entries: Vec<(RepoPath, Option<Entry>)>,
-    counts: ChangeCounts,
-    untracked_changed: Vec<RepoPath>,
-    left: Vec<RepoPath>,
-}
-
 /// The index that the turn left, as far as it counts.
-struct TurnIndex {
+pub(super) struct TurnIndex {
     meaning: String,
     /// Its stage-0 paths; `None` where it is what it was at open.
-    paths: Option<BTreeSet<Vec<u8>>>,
-}
-
-fn unstable(path: &RepoPath) -> Stop {
-    Stop::Quarantine(QuarantineReason::Unstable { paths: vec![path.clone()] })
-}
-
-fn pack_stop(path: &RepoPath, error: &PackError) -> Stop {
-    match error {
-        PackError::Unstable { .. } => unstable(path),
-        other => Stop::seal_blocked(other),
-    }
+    pub(super) paths: Option<BTreeSet<Vec<u8>>>,
 }
 
 /// Who commits, now.
@@ -164,15 +137,21 @@ impl Driver<'_> {
         let in_index = |path: &RepoPath| {
             turn_index.paths.as_ref().map(|paths| paths.contains(path.as_bytes()))
         };
-        for change in scan.changes {
-            if change.before.is_none()
+        // What the turn ignores stays on disk, and is nobody's business from now on.
+        let is_left = |change: &Change| {
+            change.before.is_none()
                 && change.ignored_by_turn
                 && in_index(&change.path) != Some(true)
-            {
-                // The turn ignores it: on disk it stays, and nobody's business it is from now on.
-                continue;
+        };
+        let mut changes = scan.changes.into_iter().filter(|change| !is_left(change)).peekable();
+        while changes.peek().is_some() {
+            let batch: Vec<Change> = changes.by_ref().take(ahead::BATCH).collect();
+            let as_it_is = |change: &Change| !converter.needs_conversion(&change.path);
+            let wanted: Vec<bool> = batch.iter().map(as_it_is).collect();
+            let ahead = ahead::make(&self.session.root, &batch, &wanted);
+            for (change, ahead) in batch.into_iter().zip(ahead) {
+                self.make(change, ahead, &in_index, &mut converter, &mut pack, &mut made)?;
             }
-            self.make(change, &in_index, &mut converter, &mut pack, &mut made)?;
         }
         for (path, entry) in forced {
             self.force(path, &entry, &mut converter, &mut pack, &mut made)?;
@@ -387,199 +366,5 @@ impl Driver<'_> {
             }
         }
         Ok(forced)
-    }
-
-    /// One change of the scan: into the pack, the tree and the list of what was sealed.
-    fn make(
-        &self,
-        change: Change,
-        in_index: &dyn Fn(&RepoPath) -> Option<bool>,
-        converter: &mut Conversions,
-        pack: &mut PackWriter<'_>,
-        made: &mut Made,
-    ) -> Result<(), Stop> {
-        let Change { path, before, after, ignored_by_turn, .. } = change;
-        let tracked = before.as_ref().and_then(|entry| entry.tracked);
-        let Some(found) = after else {
-            if tracked.is_some() {
-                made.edits.insert(path.clone(), None);
-            }
-            if before.as_ref().is_some_and(|entry| entry.kind != Kind::Directory) {
-                made.counts.deleted += 1;
-            }
-            made.entries.push((path, None));
-            return Ok(());
-        };
-        if !found.kind.is_storable() {
-            if tracked.is_some() {
-                made.edits.insert(path.clone(), None);
-                made.counts.deleted += 1;
-            }
-            if found.kind != Kind::Directory && before.is_none() {
-                made.left.push(path.clone());
-            }
-            let raw =
-                scan::raw_id(&self.session.root, &path, &found, |_| {}).map_err(view::scan_stop)?;
-            made.entries.push((path, Some(view::entry(&found, &raw))));
-            return Ok(());
-        }
-        let leaves = ignored_by_turn && in_index(&path) == Some(false);
-        let forced = in_index(&path) == Some(true);
-        let wanted = !leaves && (!ignored_by_turn || forced || tracked.is_some());
-        let mode = self.mode(&found, tracked);
-
-        let (raw, held) = if wanted {
-            self.keep(&path, &found, before.as_ref(), mode, converter, pack)?
-        } else {
-            let raw =
-                scan::raw_id(&self.session.root, &path, &found, |_| {}).map_err(view::scan_stop)?;
-            (raw, None)
-        };
-        let mut entry = view::entry(&found, &raw);
-        let same_bytes =
-            before.as_ref().is_some_and(|b| b.kind == entry.kind && b.raw == entry.raw);
-        match (tracked, held) {
-            (Some(was), _) if same_bytes && !leaves => {
-                entry.tracked = Some(Tracked { blob: was.blob, mode });
-                if mode != was.mode {
-                    made.edits.insert(path.clone(), Some((mode, was.blob)));
-                    made.counts.modified += 1;
-                }
-            }
-            (Some(_), None) => {
-                made.edits.insert(path.clone(), None);
-                made.counts.deleted += 1;
-            }
-            (Some(was), Some(blob)) => {
-                entry.tracked = Some(Tracked { blob, mode });
-                if (was.blob, was.mode) != (blob, mode) {
-                    made.edits.insert(path.clone(), Some((mode, blob)));
-                    made.counts.modified += 1;
-                }
-            }
-            // Untracked before and the same bytes: not committed, unless the turn put it in.
-            (None, Some(_)) if same_bytes && !forced => {}
-            (None, Some(blob)) => {
-                entry.tracked = Some(Tracked { blob, mode });
-                made.edits.insert(path.clone(), Some((mode, blob)));
-                if before.is_some() {
-                    if !same_bytes {
-                        made.untracked_changed.push(path.clone());
-                    }
-                    made.counts.modified += 1;
-                } else {
-                    made.counts.added += 1;
-                }
-            }
-            (None, None) => {}
-        }
-        made.entries.push((path, Some(entry)));
-        Ok(())
-    }
-
-    /// A path that the turn put in by force: committed as it stands.
-    fn force(
-        &self,
-        path: RepoPath,
-        entry: &Entry,
-        converter: &mut Conversions,
-        pack: &mut PackWriter<'_>,
-        made: &mut Made,
-    ) -> Result<(), Stop> {
-        let found = crate::tx::entry::Found { kind: entry.kind, stat: entry.stat };
-        let mode = self.mode(&found, None);
-        let (raw, held) = self.keep(&path, &found, None, mode, converter, pack)?;
-        let Some(blob) = held else { return Ok(()) };
-        let mut entry = view::entry(&found, &raw);
-        entry.tracked = Some(Tracked { blob, mode });
-        made.edits.insert(path.clone(), Some((mode, blob)));
-        made.counts.added += 1;
-        made.entries.push((path, Some(entry)));
-        Ok(())
-    }
-
-    /// Tracked paths that the turn took out of the index and ignores now: they leave the commit
-    /// and stay on disk.
-    fn leave_out(
-        &self,
-        snapshot: &crate::git::snapshot::Snapshot,
-        turn_index: &TurnIndex,
-        made: &mut Made,
-    ) -> Result<(), Stop> {
-        let Some(paths) = &turn_index.paths else { return Ok(()) };
-        let rules = view::rules(&self.spec);
-        let mut turn_view = View::new(&rules, Source::Tree(&self.session.root));
-        let told: BTreeSet<RepoPath> = made.entries.iter().map(|(path, _)| path.clone()).collect();
-        for (path, packed) in snapshot.iter() {
-            if !packed.is_tracked() || paths.contains(path.as_bytes()) || told.contains(&path) {
-                continue;
-            }
-            let ignored = turn_view
-                .ignores(&path, false)
-                .map_err(Failure::other("reading the ignore rules of the tree"))?;
-            if ignored {
-                made.edits.insert(path.clone(), None);
-                made.counts.deleted += 1;
-                made.entries.push((path, Some(Entry { tracked: None, ..packed.entry() })));
-            }
-        }
-        Ok(())
-    }
-
-    fn mode(&self, found: &crate::tx::entry::Found, tracked: Option<Tracked>) -> u32 {
-        if found.kind == Kind::Symlink || self.spec.git.file_mode {
-            return git_mode(found.kind, &found.stat);
-        }
-        tracked.map(|t| t.mode).filter(|mode| *mode != GIT_SYMLINK).unwrap_or(GIT_FILE)
-    }
-
-    /// Reads a file or link once, and puts what git would store of it into the pack, unless the
-    /// base has it. Gives the raw id and the blob's.
-    fn keep(
-        &self,
-        path: &RepoPath,
-        found: &crate::tx::entry::Found,
-        before: Option<&Entry>,
-        mode: u32,
-        converter: &mut Conversions,
-        pack: &mut PackWriter<'_>,
-    ) -> Result<(scan::RawFile, Option<Oid>), Stop> {
-        let root = &self.session.root;
-        let convert = mode != GIT_SYMLINK && converter.needs_conversion(path);
-        if found.stat.size > IN_MEMORY && !convert {
-            let raw = scan::raw_id(root, path, found, |_| {}).map_err(view::scan_stop)?;
-            if !pack.contains(raw.oid) {
-                let file = root.open_file(path).map_err(|_| unstable(path))?;
-                let id = pack.add_blob(found.stat.size, file).map_err(|e| pack_stop(path, &e))?;
-                if id != raw.oid {
-                    return Err(unstable(path));
-                }
-            }
-            let oid = raw.oid;
-            return Ok((raw, Some(oid)));
-        }
-        let mut bytes = Vec::with_capacity(usize::try_from(found.stat.size).unwrap_or(0));
-        let raw = scan::raw_id(root, path, found, |piece| bytes.extend_from_slice(piece))
-            .map_err(view::scan_stop)?;
-        if before.is_some_and(|b| b.raw == raw.oid && b.tracked.is_some()) {
-            return Ok((raw, before.and_then(|b| b.tracked).map(|t| t.blob)));
-        }
-        let add = |pack: &mut PackWriter<'_>, bytes: &[u8]| {
-            pack.add_blob_bytes(bytes).map_err(|e| pack_stop(path, &e))
-        };
-        if !convert {
-            let id = add(pack, &bytes)?;
-            return Ok((raw, Some(id)));
-        }
-        let stored = before.and_then(|b| b.tracked);
-        let converted = converter.to_git(path, &bytes, || {
-            stored.and_then(|tracked| self.session.store.blob(tracked.blob).ok())
-        });
-        let id = add(pack, &converted)?;
-        if id != raw.oid {
-            // Drift is put back by bytes, and a later base may need them.
-            add(pack, &bytes)?;
-        }
-        Ok((raw, Some(id)))
     }
 }

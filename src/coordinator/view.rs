@@ -280,6 +280,10 @@ impl Driver<'_> {
             self.live.sealed = None;
             return Ok(());
         };
+        if error.is_of_the_machine() {
+            tracing::warn!(%error, "the manifest is left as it was");
+            return Ok(());
+        }
         if self.live.snapshot.is_none() {
             return Err(error.into());
         }

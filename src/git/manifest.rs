@@ -89,6 +89,23 @@ pub enum ManifestError {
     },
 }
 
+impl ManifestError {
+    /// Whether it says nothing of the manifest: a full disk, one that fails, somebody who reads.
+    pub fn is_of_the_machine(&self) -> bool {
+        let Self::Database { source, .. } = self else { return false };
+        matches!(
+            source.sqlite_error_code(),
+            Some(
+                ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+            )
+        )
+    }
+}
+
 /// What the manifest describes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Described {

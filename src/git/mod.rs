@@ -10,8 +10,8 @@
 //!
 //! # Limitations
 //! SHA-1 repositories with a work tree, without sparse checkout and submodules.
-//! (to come)
 
+pub mod ahead;
 mod aside;
 pub mod attributes;
 pub mod baseline;

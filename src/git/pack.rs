@@ -443,6 +443,27 @@ fn io_error(what: &'static str, path: &Path, source: io::Error) -> PackError {
     PackError::Io { what, path: path.to_owned(), source }
 }
 
+/// Compresses blobs for [`PackWriter::add_entry`], each by itself.
+pub(super) struct BlobDeflate(Compress);
+
+impl Default for BlobDeflate {
+    fn default() -> Self {
+        Self(Compress::new(Compression::new(LEVEL), true))
+    }
+}
+
+impl BlobDeflate {
+    /// A blob as it stands in a pack; `None` where it could not be compressed.
+    pub(super) fn entry(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        self.0.reset();
+        let mut entry = entry_header(ObjectKind::Blob, bytes.len() as u64);
+        // What zlib says that it needs at most, and some more: it writes into what is there.
+        entry.reserve(bytes.len() + (bytes.len() >> 8) + 256);
+        let done = self.0.compress_vec(bytes, &mut entry, FlushCompress::Finish).ok()?;
+        (done == Status::StreamEnd).then_some(entry)
+    }
+}
+
 /// Kind and size: four bits of size, then seven each, low ones first (`gitformat-pack`).
 fn entry_header(kind: ObjectKind, size: u64) -> Vec<u8> {
     let kind = match kind {
