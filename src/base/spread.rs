@@ -9,34 +9,57 @@
 //! # Limitations
 //! The thread is moved once and may be moved back. It is found as a thread of this process that was
 //! not there before, so that one that somebody else starts in the same moment may be moved with it.
-//! Where only one processor may be used, where there is no `/proc`, or where the kernel says no,
-//! nothing is moved.
+//! Where only one processor may be used, where there is no `/proc` with this process's own numbers,
+//! or where the kernel says no, nothing is moved.
 
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::process::Pid;
 use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-/// Does both, `there` in a thread of its own, and waits for both.
+/// Does both, `there` in a thread of its own, and waits for both. Where no thread is to be had, one
+/// after the other.
 ///
 /// It pays for work of a millisecond, or for work that waits for the disk: the thread costs some
 /// 0.1 ms.
 pub fn beside<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
+    beside_by(thread::Builder::new(), here, there)
+}
+
+fn beside_by<A, B: Send>(
+    builder: thread::Builder,
+    here: impl FnOnce() -> A,
+    there: impl FnOnce() -> B + Send,
+) -> (A, B) {
     let span = tracing::Span::current();
+    let there = Mutex::new(Some(there));
+    // Taken once, by whoever does it.
+    let take = || there.lock().unwrap_or_else(PoisonError::into_inner).take();
     thread::scope(|scope| {
         let before = threads();
-        let other = scope.spawn(move || span.in_scope(there));
+        let started = builder.spawn_scoped(scope, || take().map(|there| span.in_scope(there)));
         for pid in threads().into_iter().filter(|pid| !before.contains(pid)) {
             move_away(pid);
         }
         let mine = here();
-        let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (mine, theirs)
+        let theirs = match started {
+            Ok(other) => other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(error) => {
+                tracing::debug!(%error, "no thread can be made");
+                take().map(|there| there())
+            }
+        };
+        (mine, theirs.expect("taken by one"))
     })
 }
 
-/// The threads of this process.
+/// The threads of this process; none where `/proc` has other numbers than its own.
 fn threads() -> Vec<Pid> {
+    let own = rustix::process::getpid().to_string();
+    if std::fs::read_link("/proc/self").ok().is_none_or(|link| link.as_os_str() != own.as_str()) {
+        return Vec::new();
+    }
     let entries = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     ids.filter_map(Pid::from_raw).collect()
@@ -75,5 +98,12 @@ mod tests {
     fn a_panic_there_is_a_panic_here() {
         let caught = std::panic::catch_unwind(|| beside(|| 1, || panic!("there")));
         assert!(caught.is_err());
+    }
+
+    #[test]
+    fn without_a_thread_both_are_done_too() {
+        // More than there are addresses.
+        let none = thread::Builder::new().stack_size(1 << 60);
+        assert_eq!(beside_by(none, || 1, || 2), (1, 2));
     }
 }

@@ -345,7 +345,7 @@ pub static KEYS: &[Key] = &[
         "gc.attempts",
         No,
         slot!(Count32, settings.retention.attempts),
-        "How many settled attempts stay; a tenth more until the next gc.",
+        "How many settled attempts stay; a tenth more, at most ten, until a run's gc.",
     ),
     key(
         "gc.discarded",

@@ -182,8 +182,8 @@ fn open(
             (Some(_), until) => until.is_some_and(|until| Instant::now() >= until),
         };
         match opened {
-            // Each try waits a moment by itself.
-            Err(Failure::Busy { .. }) if !is_over && signals.pending().is_none() => {}
+            // Each try waits a moment by itself. Who holds the lock may have objects dropped.
+            Err(Failure::Busy { .. }) if !is_over && signals.pending().is_none() => store = None,
             opened => return opened,
         }
     }

@@ -20,7 +20,7 @@ use super::spec::AttemptSpec;
 use super::view::SealView;
 use crate::gate::EmbeddedGate;
 use crate::git::guarded;
-use crate::git::scan::Scan;
+use crate::git::scan::{Scan, ScanError};
 use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
 use crate::process::{self, Leaving, Prepared, Request, Signals, Waiting};
@@ -91,7 +91,7 @@ pub struct Live {
     /// The git directory's files as they were at open.
     pub git_directory: Option<Arc<guarded::Snapshot>>,
     /// What differs from the base, where it was looked at while the undo was recorded.
-    pub looked: Option<Scan>,
+    pub looked: Option<Result<Scan, ScanError>>,
     /// What stands in the scope since the seal.
     pub sealed: Option<SealView>,
     /// The whole scope was compared with the seal, and since then nothing of this attempt ran.

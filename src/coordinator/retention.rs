@@ -34,8 +34,10 @@ use crate::tx::id::{AttemptKey, AttemptNo, Oid};
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::Retention;
 
-/// How much each attempt keeps of what was undone: computed once, then noted, all in one note.
+/// How much each attempt keeps of what was undone: computed once, then noted, all in one note, with
+/// how many attempts there ever were at that time.
 struct Sizes {
+    at: Option<i64>,
     known: BTreeMap<AttemptKey, u64>,
     /// What the note is to say: attempts that are still there.
     told: BTreeMap<AttemptKey, u64>,
@@ -50,7 +52,8 @@ impl Sizes {
             let attempt = AttemptNo(attempt.parse().ok()?);
             Some((AttemptKey { execution: execution.parse().ok()?, attempt }, bytes.parse().ok()?))
         };
-        Self { known: text.lines().filter_map(line).collect(), told: BTreeMap::new() }
+        let at = text.lines().next().and_then(|line| line.strip_prefix(AT)?.parse().ok());
+        Self { at, known: text.lines().filter_map(line).collect(), told: BTreeMap::new() }
     }
 
     /// The blobs that an attempt's pins add to its base, and what was spilled.
@@ -64,17 +67,20 @@ impl Sizes {
     }
 
     /// A note to save time: lost, it is computed again.
-    fn write(&self, place: &Place) {
-        if self.told == self.known {
+    fn write(&self, place: &Place, at: i64) {
+        if self.told == self.known && self.at == Some(at) {
             return;
         }
-        let lines: Vec<String> =
-            self.told.iter().map(|(key, size)| format!("{key} {size}")).collect();
+        let sizes = self.told.iter().map(|(key, size)| format!("{key} {size}"));
+        let lines: Vec<String> = std::iter::once(format!("{AT}{at}")).chain(sizes).collect();
         if let Err(error) = note::write(&place.sizes_note(), &lines.join("\n")) {
             tracing::debug!(%error, "no note could be made of the sizes");
         }
     }
 }
+
+/// What the note's first line begins with.
+const AT: &str = "attempts ";
 
 /// At most so many runs go by without a gc: it looks at every attempt and pack, and a removal costs a
 /// db transaction and syncs of folders, which that many runs share.
@@ -82,11 +88,13 @@ impl Sizes {
 /// Own packs stay below what makes `git gc --auto` set to work: see [`repack::consolidate`].
 const RUNS_AT_MOST: u32 = 10;
 
-/// A gc at the end of a run: at each tenth attempt, or more often where so few may stay that ten
-/// would be more than a tenth of them.
+/// A gc at the end of a run, where ten attempts came since the last one; sooner where so few may stay
+/// that ten would be more than a tenth of them.
 pub fn after_run(session: &mut Session, retention: &Retention) -> Result<(), Failure> {
     let every = (retention.attempts / RUNS_AT_MOST).clamp(1, RUNS_AT_MOST);
-    if session.ledger.attempts_ever()? % i64::from(every) == 0 {
+    let now = session.ledger.attempts_ever()?;
+    let is_due = |last: i64| now < last || now - last >= i64::from(every);
+    if Sizes::read(&session.place).at.is_none_or(is_due) {
         gc(session, retention, false)?;
     }
     Ok(())
@@ -160,7 +168,7 @@ pub fn gc(
         return Err(error);
     }
     if !dry_run {
-        sizes.write(&session.place);
+        sizes.write(&session.place, session.ledger.attempts_ever()?);
         session.ledger.remove_refusals_before(&oldest)?;
         repack::consolidate(&session.store).map_err(Failure::other("making few packs of many"))?;
     }
@@ -305,6 +313,31 @@ mod tests {
         drop(session);
         // The row of what went still answers.
         assert!(query::show(&lab.context, "old").expect("read").attempts.is_empty());
+    }
+
+    #[test]
+    fn runs_share_a_gc_whatever_their_numbers() {
+        let lab = Lab::new();
+        let work = lab.work("a.txt", "two\n");
+        let settled = |lab: &Lab| lab.session().ledger.heads().expect("read").len();
+        let keep = |attempts| Retention { attempts, ..Retention::default() };
+        let run = |names: &[&str], attempts| {
+            for name in names {
+                lab.rolled_back(name, work);
+            }
+            after_run(&mut lab.session(), &keep(attempts)).expect("done");
+            settled(&lab)
+        };
+        // Twenty may stay: every second one.
+        assert_eq!(run(&["a"], 20), 1);
+        assert_eq!(run(&["b", "c"], 20), 3, "two work trees end at once");
+        assert_eq!(run(&["d"], 1), 1, "each, where so few stay");
+        assert_eq!(run(&["e", "f"], 1), 1);
+        let many: Vec<String> = (0..21).map(|n| format!("many{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(run(&many, 20), 20);
+        assert_eq!(run(&["g"], 20), 21, "not so soon");
+        assert_eq!(run(&["h"], 20), 20);
     }
 
     #[test]

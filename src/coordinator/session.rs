@@ -19,7 +19,7 @@ use crate::git::locks::Target;
 use crate::git::manifest::Manifest;
 use crate::git::refs::Refs;
 use crate::git::root::Root;
-use crate::git::store::Store;
+use crate::git::store::{Store, read_alternates};
 use crate::git::workspace::Workspace;
 use crate::journal::{Ledger, Mode, Owner};
 use crate::process;
@@ -95,7 +95,8 @@ impl Session {
         Self::open_by(workspace, place, command, &mut None)
     }
 
-    /// As [`Session::open`], with the objects, where they are open already; taken once the lock is held.
+    /// As [`Session::open`], with the objects, where they are open already; taken once the lock is
+    /// held.
     pub fn open_by(
         workspace: Workspace,
         place: Place,
@@ -107,9 +108,11 @@ impl Session {
         let marker = lockfile::check_marker(&workspace, &place.ledger().to_string_lossy())?;
         place.create(workspace.common_dir())?;
         let ledger = write_ledger(&place)?;
-        let store = match store.take() {
+        // Who had the lock until now may have had other alternates.
+        let alternates = read_alternates(workspace.common_dir())?;
+        let store = match store.take().filter(|store| store.alternates() == alternates) {
             Some(store) => store,
-            None => Store::open(workspace.common_dir())?,
+            None => Store::open_with(workspace.common_dir(), &alternates)?,
         };
         let refs = Refs::open(workspace.git_dir(), workspace.common_dir())?;
         let root = Root::open(workspace.root())?;
@@ -192,5 +195,33 @@ impl Session {
         self.lock.verify().map_err(|e| e.to_string())?;
         self.workspace.verify(true).map_err(|e| e.to_string())?;
         self.root.verify().map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::context::Context;
+    use super::super::test_lab::Lab;
+    use super::*;
+
+    #[test]
+    fn objects_that_were_opened_too_early_are_opened_anew() {
+        let lab = Lab::new();
+        let other = Lab::new();
+        let common = lab.context.workspace.common_dir().to_owned();
+        let info = common.join("objects/info");
+        std::fs::create_dir_all(&info).expect("made");
+        let objects = other.context.workspace.common_dir().join("objects");
+        std::fs::write(info.join("alternates"), format!("{}\n", objects.display()))
+            .expect("written");
+        let open = |store: &mut Option<Store>| {
+            let Context { workspace, place, .. } = lab.context.clone();
+            Session::open_by(workspace, place, "test", store).expect("free")
+        };
+        let mut early = Some(Store::open(&common).expect("opened"));
+        assert_eq!(open(&mut early).store.alternates().len(), 1);
+        let mut early = Some(Store::open(&common).expect("opened"));
+        std::fs::remove_file(info.join("alternates")).expect("removed");
+        assert!(open(&mut early).store.alternates().is_empty(), "as it is under the lock");
     }
 }

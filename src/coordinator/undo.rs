@@ -64,7 +64,7 @@ impl Driver<'_> {
         let (mut how, mut opened) = (NewDirectories::Walk, HashSet::new());
         let mut looked = self.live.looked.take();
         let (scan, listed) = loop {
-            match looked.take().map_or_else(|| look(how), Ok) {
+            match looked.take().unwrap_or_else(|| look(how)) {
                 Ok(scan) if scan.unreadable.is_empty() => {
                     break (scan, how == NewDirectories::Whole);
                 }

@@ -9,7 +9,6 @@
 //! # Limitations
 //! What a crash left is always looked at whole.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -119,12 +118,13 @@ pub fn look(
     base: &BaseRules,
     new_directories: NewDirectories,
 ) -> Result<Scan, ScanError> {
-    look_in(&session.root, &session.warmth, spec, snapshot, base, new_directories)
+    let mut warmth = session.warmth.borrow_mut();
+    look_in(&session.root, &mut warmth, spec, snapshot, base, new_directories)
 }
 
 fn look_in(
     root: &Root,
-    warmth: &RefCell<Warmth>,
+    warmth: &mut Warmth,
     spec: &AttemptSpec,
     snapshot: &Snapshot,
     base: &BaseRules,
@@ -135,7 +135,6 @@ fn look_in(
     let mut request = ScanRequest::new(root, snapshot, &rules, Some(base));
     request.temporary = &temporary;
     request.new_directories = new_directories;
-    let mut warmth = warmth.borrow_mut();
     let asked = warmth.may_know().then(|| {
         let view = warm::view(&spec.git, &spec.settings.scope, root);
         warmth.ask(root, snapshot.meta().generation, Some(snapshot), view)
@@ -220,14 +219,20 @@ impl Driver<'_> {
         }
     }
 
-    /// Records that the undo begins, and looks at the tree meanwhile: to look changes nothing. What
-    /// it found is in [`Live::looked`] where nothing has to be opened up for it.
+    /// Records that the undo begins, and looks at the tree meanwhile, in another thread: to look
+    /// changes nothing. What it saw is in [`Live::looked`].
     ///
     /// [`Live::looked`]: super::drive::Live::looked
     pub(super) fn begin_undo(&mut self, event: TxEvent, detail: &Value) -> Result<(), Stop> {
         self.live.laps.enter(Phase::Discard);
-        let snapshot = self.snapshot()?;
-        let rules = base_rules(&self.session.store, &snapshot)?;
+        // Whatever keeps from looking keeps from it again once the undo is recorded, and is told then.
+        let root_mode = restore::root_mode(self.session.root.handle()).ok();
+        let is_open = root_mode.is_some() && root_mode == self.spec.root_mode;
+        let snapshot = if is_open { self.snapshot().ok() } else { None };
+        let known = snapshot.and_then(|snapshot| {
+            let rules = base_rules(&self.session.store, &snapshot).ok()?;
+            Some((snapshot, rules))
+        });
         let expected = self.record.state.tag();
         let name = event.name();
         let record = self.record.with(event).map_err(Failure::bug)?;
@@ -242,18 +247,16 @@ impl Driver<'_> {
             outcome: None,
         };
         let Session { ledger, root, warmth, .. } = &mut *self.session;
-        let is_open = restore::root_mode(root.handle()).ok() == spec.root_mode;
-        let (looked, recorded) = spread::beside(
-            || {
-                is_open
-                    .then(|| look_in(root, warmth, spec, &snapshot, &rules, NewDirectories::Walk))
-            },
-            || ledger.transition(&change),
-        );
+        let warmth = warmth.get_mut();
+        let look = || {
+            let (snapshot, rules) = known?;
+            Some(look_in(root, warmth, spec, &snapshot, &rules, NewDirectories::Walk))
+        };
+        let (recorded, looked) = spread::beside(|| ledger.transition(&change), look);
         self.rev = recorded.map_err(Failure::from)?;
         tracing::info!(event = name, state = record.state.tag().as_str(), "recorded");
         self.record = record;
-        self.live.looked = looked.and_then(Result::ok).filter(|scan| scan.unreadable.is_empty());
+        self.live.looked = looked;
         Ok(())
     }
 

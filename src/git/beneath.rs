@@ -22,7 +22,6 @@ use rustix::fs::{self, AtFlags, CWD, FileType, IFlags, Mode, OFlags, ResolveFlag
 use rustix::io::Errno;
 use sha1::{Digest as _, Sha1};
 
-use crate::base::spread;
 use crate::base::writeback::write_back;
 use crate::tx::entry::{Kind, Stat};
 use crate::tx::id::Oid;
@@ -39,9 +38,6 @@ pub(super) const STAY: ResolveFlags =
 /// is cheaper on a quiet disk from a few files on, but it also waits for whatever else was written
 /// to the file system: by a build, by git, by a container beside.
 const FEW: usize = 64;
-
-/// So many are synced one after the other before a second thread is worth its start.
-const SYNCED_ALONE: usize = 6;
 
 /// What stands at a name, and the handle that it was seen by.
 pub(super) struct Seen {
@@ -287,7 +283,7 @@ impl<'a> Beneath<'a> {
         fs::syncfs(fs::openat(self.root, ".", flags, Mode::empty())?)
     }
 
-    /// Syncs each thing and each directory; `false` where one cannot be opened for it. What is
+    /// Syncs each thing, then each directory; `false` where one cannot be opened for it. What is
     /// gone by now is durable by its directory.
     fn sync_each(&self) -> Result<bool, Errno> {
         let mut files = Vec::new();
@@ -313,7 +309,7 @@ impl<'a> Beneath<'a> {
             let Ok(handle) = handle else { return Ok(false) };
             files.push(handle);
         }
-        sync_all(&files).map(|()| true)
+        files.iter().try_for_each(fs::fsync).map(|()| true)
     }
 
     /// Closes again what had to be opened and still stands, deepest first; `keep` tells which
@@ -332,17 +328,6 @@ impl<'a> Beneath<'a> {
         }
         open_still
     }
-}
-
-/// Syncs each; where there are many, two at a time: while one waits for the disk, the other is
-/// handed to it.
-fn sync_all(handles: &[OwnedFd]) -> Result<(), Errno> {
-    let each = |from, step| handles.iter().skip(from).step_by(step).try_for_each(fs::fsync);
-    if handles.len() < SYNCED_ALONE {
-        return each(0, 1);
-    }
-    let (mine, theirs) = spread::beside(|| each(0, 2), || each(1, 2));
-    mine.and(theirs)
 }
 
 /// Kind and look of what a handle holds.

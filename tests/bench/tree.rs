@@ -141,10 +141,11 @@ pub(crate) fn turn(root: &Path, files: u64, round: u64, before: u64) -> io::Resu
     Ok(())
 }
 
-/// The turn of many paths: the first `count` files are written anew.
+/// The turn of many paths: the first `count` files are edited as the turn of few edits eight.
 pub(crate) fn turn_many(root: &Path, count: u64, round: u64) -> io::Result<()> {
     for number in 0..count {
-        fs::write(root.join(file(number)), text(number + round * 1_000_003))?;
+        let mut file = fs::OpenOptions::new().append(true).open(root.join(file(number)))?;
+        writeln!(file, "edited in round {round} by step {number}")?;
     }
     Ok(())
 }

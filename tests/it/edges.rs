@@ -317,6 +317,42 @@ fn an_ordinary_user_with_closed_doors() {
 }
 
 #[test]
+fn an_ordinary_user_with_no_thread_to_be_had() {
+    if !is_root() || !has("setpriv") || !has("prlimit") {
+        eprintln!("SKIPPED: needs root, setpriv and prlimit to become somebody else");
+        return;
+    }
+    let repo = Repo::new();
+    let status = repo.command("chown").args(["-R", "65533:65533"]).arg(repo.outside()).status();
+    assert!(status.expect("it starts").success());
+    let before = repo.listing();
+    // Its parent is the supervisor, of which the coordinator is the parent.
+    let script = "up() { sed -n 's/^PPid:[[:space:]]*//p' /proc/$1/status; }
+        echo two > README.md; echo new > new
+        prlimit --pid $(up $(up $$)) --nproc=1:1 || exit 9
+        exit 3";
+    let mut command = repo.command("setpriv");
+    command
+        .args(["--reuid=65533", "--regid=65533", "--clear-groups", crate::support::WORKTX])
+        .args(["run", "--json", "--", "sh", "-c", script]);
+    assert_eq!(repo.finish(&mut command).exits(10).json()["turn"]["exit_code"], 3);
+    assert_eq!(repo.listing(), before);
+}
+
+#[test]
+fn a_base_that_the_turn_damaged_is_an_undo_that_was_begun() {
+    let repo = Repo::new();
+    std::fs::write(repo.path(".gitignore"), "*.o\n").expect("written");
+    repo.git(&["add", ".gitignore"]);
+    repo.git(&["commit", "-q", "-m", "rules"]);
+    let script = "id=$(git rev-parse HEAD:.gitignore); rm -f .git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-); exit 3";
+    let ran = repo.finish(&mut repo.run_command(&["--execution-id", "x"], script));
+    assert!(ran.code != 0 && ran.code != 10, "{}", ran.stderr);
+    let shown = repo.finish(&mut repo.worktx(&["show", "x", "--json"]));
+    assert_eq!(shown.json()["attempts"][0]["state"], "rolling_back", "{}", shown.stdout);
+}
+
+#[test]
 fn a_root_reached_by_a_symlink_and_from_below() {
     let repo = Repo::new();
     let alias = repo.outside().join("alias");
