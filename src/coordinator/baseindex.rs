@@ -5,18 +5,25 @@
 //! was found; then, and only where the base's tree says all that it meant, it is made anew from that.
 //! One that means more (flags of `git update-index`) is kept as a copy.
 //!
+//! A new name moves a file's time of change, so that its bytes have to be looked at to know that they
+//! are what they were. A large index therefore has one second name for all attempts, which stays as
+//! long as git does not write another file: at most one attempt of a work tree is unsettled.
+//!
 //! # Limitations
 //! One that was made anew says nothing of times and sizes: git compares the files at its next look.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::base::FoundIndex;
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
+use super::place::Place;
 use super::session::Session;
 use super::spec::AttemptSpec;
+use crate::base::durable;
 use crate::base::hex::hex;
 use crate::git::index::{Index, IndexError, Meaning};
 use crate::git::index_known::{self, IndexDigest, Trailer};
@@ -26,6 +33,9 @@ use crate::tx::path::RepoPath;
 
 /// The name in the attempt's folder.
 pub(super) const NAME: &str = "index.base";
+
+/// From so many bytes on an index is large: to hash it takes longer than the syncs of a second name.
+const LARGE: u64 = 1 << 20;
 
 /// An index that was made for a promotion.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +69,16 @@ impl Driver<'_> {
             return Ok(());
         }
         let boot_id = &self.spec.boot_id;
-        if index_known::digest_now(git_dir)? == Some(digest)
+        let is_it = if self.live.new_index.is_some() {
+            if is_plain && let Err(error) = keep_for_next(git_dir, &self.session.place, digest) {
+                tracing::debug!(%error, "the new index has no second name yet");
+            }
+            // The next attempt looks at its bytes.
+            index_known::looks_known(git_dir, digest)?
+        } else {
+            index_known::digest_now(git_dir)? == Some(digest)
+        };
+        if is_it
             && let Some(noted) =
                 index_known::to_note(git_dir, boot_id, digest, meaning, tree, is_plain)
             && self.session.place.noted_index().as_ref() != Some(&noted)
@@ -104,8 +123,11 @@ pub(super) fn keep(
     let Some(judged) = found.digest else { return Ok(Kept { digest: None, copy: None }) };
     let git_dir = session.workspace.git_dir();
     if found.is_plain {
-        match link(git_dir, folder) {
-            Ok(file) if index_known::linked(git_dir, &file, judged).unwrap_or(false) => {
+        match second_name(git_dir, &session.place, folder) {
+            Ok(None) if index_known::digest_now(git_dir)? == Some(judged) => {
+                return Ok(Kept { digest: Some(judged), copy: None });
+            }
+            Ok(Some(file)) if index_known::linked(git_dir, &file, judged).unwrap_or(false) => {
                 return Ok(Kept { digest: Some(judged), copy: None });
             }
             Ok(_) => {}
@@ -132,13 +154,44 @@ pub(super) fn keep(
     Ok(Kept { digest: Some(index_known::digest(&bytes)), copy: Some(bytes) })
 }
 
-fn link(git_dir: &Path, folder: &Path) -> io::Result<File> {
-    let to = folder.join(NAME);
-    match std::fs::remove_file(&to) {
+/// Gives the index a second name; `None` where it has one from before.
+fn second_name(git_dir: &Path, place: &Place, folder: &Path) -> io::Result<Option<File>> {
+    if std::fs::symlink_metadata(git_dir.join("index"))?.len() < LARGE {
+        return link(git_dir, &folder.join(NAME)).map(Some);
+    }
+    link_once(git_dir, &place.kept_index())
+}
+
+/// Gives a large index that was just put in place its second name, so that its time of change is an
+/// old one when the next attempt comes.
+fn keep_for_next(git_dir: &Path, place: &Place, digest: IndexDigest) -> io::Result<()> {
+    if std::fs::symlink_metadata(git_dir.join("index"))?.len() >= LARGE
+        && let Some(file) = link_once(git_dir, &place.kept_index())?
+    {
+        index_known::linked(git_dir, &file, digest)?;
+    }
+    Ok(())
+}
+
+fn link_once(git_dir: &Path, kept: &Path) -> io::Result<Option<File>> {
+    let identity = |meta: Metadata| (meta.dev(), meta.ino(), meta.is_file());
+    let index = std::fs::symlink_metadata(git_dir.join("index")).map(identity)?;
+    if std::fs::symlink_metadata(kept).map(identity).is_ok_and(|kept| kept == index) {
+        return Ok(None);
+    }
+    let new = kept.with_extension("index-new");
+    let file = link(git_dir, &new)?;
+    std::fs::rename(&new, kept)?;
+    kept.parent().map_or(Ok(()), durable::sync_dir)?;
+    Ok(Some(file))
+}
+
+fn link(git_dir: &Path, to: &Path) -> io::Result<File> {
+    match std::fs::remove_file(to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    std::fs::hard_link(git_dir.join("index"), &to)?;
+    std::fs::hard_link(git_dir.join("index"), to)?;
     let file = File::open(to)?;
     // git does not sync it.
     file.sync_all()?;
@@ -151,7 +204,13 @@ pub(super) fn saved(
     key: &AttemptKey,
     spec: &AttemptSpec,
 ) -> Result<Vec<u8>, Stop> {
-    let saved = std::fs::read(session.place.attempt(key).join(NAME));
+    let own = session.place.attempt(key).join(NAME);
+    let saved = match std::fs::read(own) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::read(session.place.kept_index())
+        }
+        read => read,
+    };
     let why = match saved {
         Ok(bytes) if Some(hex(&index_known::digest(&bytes))) == spec.index_digest => {
             return Ok(bytes);

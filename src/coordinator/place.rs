@@ -144,6 +144,11 @@ impl Place {
         self.state.join("manifest").join(format!("{}.db", self.workspace_id))
     }
 
+    /// The second name of a large index: of the one of the last attempt.
+    pub fn kept_index(&self) -> PathBuf {
+        self.state.join("manifest").join(format!("{}.index-kept", self.workspace_id))
+    }
+
     /// What was noted of the index.
     pub fn noted_index(&self) -> Option<Noted> {
         serde_json::from_str(&note::read(&self.index_note())?).ok()

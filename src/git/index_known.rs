@@ -275,6 +275,20 @@ pub fn digest_now(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
     Ok(read(git_dir)?.map(|(_, digest)| digest))
 }
 
+/// Whether the index file of a git directory looks like the one with this digest that this process
+/// has read or written: its bytes are not looked at.
+pub fn looks_known(git_dir: &Path, digest: IndexDigest) -> Result<bool, DirError> {
+    let Some(file) = open_now(git_dir)? else { return Ok(false) };
+    let Ok(now) = look(&file) else { return Ok(false) };
+    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_like = |known: &SeenFile| {
+        known.git_dir == git_dir
+            && known.digest == digest
+            && known.seen.likeness(&now) != Likeness::Other
+    };
+    Ok(files.iter().any(is_like))
+}
+
 fn known_file(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
     let Some(file) = open_now(git_dir)? else { return Ok(None) };
     let Ok(now) = look(&file) else { return Ok(None) };

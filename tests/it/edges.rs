@@ -387,3 +387,44 @@ fn case_and_encoding_settings() {
     assert!(lab.repo.git(&["ls-tree", "HEAD", "script.sh"]).starts_with("100755"));
     lab.laws();
 }
+
+#[test]
+fn a_large_index_is_kept_by_one_name() {
+    let repo = Repo::new();
+    let long = "x".repeat(150);
+    std::fs::create_dir(repo.path("many")).expect("made");
+    for number in 0..5_500 {
+        std::fs::write(repo.path(&format!("many/{long}{number}")), "one").expect("written");
+    }
+    repo.git(&["add", "many"]);
+    repo.git(&["commit", "-q", "-m", "many"]);
+    let index = repo.path(".git/index");
+    let kept = repo.path(".git/worktx/manifest/main.index-kept");
+    let is_kept = || {
+        let inode = |path| std::fs::metadata(path).map(|meta| (meta.ino(), meta.nlink()));
+        inode(&index).expect("there").0 == inode(&kept).expect("there").0
+    };
+    let run = |script: &str| repo.finish(&mut repo.run_command(&[], script));
+    run("echo two > new; exit 3").exits(10);
+    assert!(is_kept());
+    let stat = || std::fs::metadata(&index).map(|meta| (meta.ino(), meta.ctime_nsec()));
+    let before = stat().expect("there");
+    run("echo two > new; exit 3").exits(10);
+    assert_eq!(stat().expect("there"), before, "no other name");
+    // A commit writes another one, which is kept at once.
+    run("echo two > new").exits(0);
+    assert!(is_kept());
+    assert_eq!(repo.status(), "");
+
+    let bytes = std::fs::read(&index).expect("read");
+    run("rm .git/index; exit 3").exits(10);
+    assert_eq!(std::fs::read(&index).expect("read"), bytes, "as it was");
+    run("rm .git/index .git/worktx/manifest/main.index-kept; exit 3").exits(10);
+    assert_eq!(repo.status(), "", "made anew");
+    run("true").exits(0);
+    // In place, with the old time: whoever holds a name of it holds the same bytes.
+    let spoil = "touch -r .git/index t; printf '\\200' | dd of=.git/index bs=1 seek=72 conv=notrunc; touch -r t .git/index; exit 3";
+    run(spoil).exits(10);
+    assert_eq!(repo.git(&["ls-files", "-v"]).lines().filter(|l| l.starts_with('h')).count(), 0);
+    assert_eq!(repo.status(), "");
+}
