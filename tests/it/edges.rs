@@ -394,7 +394,7 @@ fn a_large_index_is_kept_by_one_name() {
     let long = "x".repeat(150);
     std::fs::create_dir(repo.path("many")).expect("made");
     for number in 0..5_500 {
-        std::fs::write(repo.path(&format!("many/{long}{number}")), "one").expect("written");
+        std::fs::write(repo.path(format!("many/{long}{number}")), "one").expect("written");
     }
     repo.git(&["add", "many"]);
     repo.git(&["commit", "-q", "-m", "many"]);
