@@ -52,7 +52,7 @@ INSERT INTO meta (one, generation) VALUES (1, abs(random() / 4));
 const SCHEMA_2: &str = "CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID;
     ALTER TABLE meta ADD COLUMN notable_sum INTEGER NOT NULL DEFAULT 0";
 
-const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
+pub(super) const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
 
 /// The manifest cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -227,8 +227,10 @@ impl Manifest {
 
     /// All of it, of which each row is read when it is asked for.
     pub fn load_by_lookup(&self) -> Result<Snapshot, ManifestError> {
-        let source = Rows::open(&self.path)?;
-        Ok(Snapshot::by_lookup(source, self.notable()?, self.rules()?, self.meta()?))
+        let (source, notable, meta) = (Rows::open(&self.path)?, self.notable()?, self.meta()?);
+        let dirs = notable.iter().map(|path| parent(path.as_bytes())).collect();
+        source.read_ahead(&dirs, meta.generation)?;
+        Ok(Snapshot::by_lookup(source, notable, self.rules()?, meta))
     }
 
     fn notable(&self) -> Result<BTreeSet<RepoPath>, ManifestError> {
@@ -486,7 +488,7 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), ManifestError> {
     tx.commit().map_err(wrong)
 }
 
-fn read_row(
+pub(super) fn read_row(
     read: &mut Statement<'_>,
     path: &Path,
     dir: &[u8],

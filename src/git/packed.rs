@@ -7,7 +7,7 @@
 //! Index version 2, which git has written since 2007. Ids beyond [`MAX_IDS`] are left out: objects
 //! of such packs are written again, which costs space and nothing else.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
@@ -20,19 +20,27 @@ use crate::tx::id::Oid;
 const MAX_IDS: usize = 3_000_000;
 /// The most bytes of the names in a multi-pack index: a million packs'.
 const LONGEST_NAMES: u64 = 64 << 20;
+/// Magic, version and fan-out of a pack index.
+const HEAD: usize = 8 + 256 * 4;
+/// Where its ids begin.
+const TABLE: u64 = HEAD as u64;
 /// Magic and version of a pack index.
 pub(crate) const IDX_HEADER: [u8; 8] = [0xff, b't', b'O', b'c', 0, 0, 0, 2];
 
-/// The ids of all packs, sorted.
+/// The ids of all packs: read where they are asked for.
 #[derive(Default)]
 pub(crate) struct PackedIds {
     tables: Vec<Table>,
 }
 
-/// The ids of one pack, sorted.
+/// The ids of one pack.
 struct Table {
+    index: PathBuf,
     pack: PathBuf,
-    ids: Vec<[u8; 20]>,
+    /// How many ids begin with a byte up to this one.
+    fanout: [u32; 256],
+    /// The sorted ids that begin with a byte. What cannot be read is empty.
+    buckets: Vec<OnceCell<Vec<[u8; 20]>>>,
     /// Whether somebody relies on what is in it, and it was touched for that.
     relied_on: Cell<bool>,
 }
@@ -51,23 +59,47 @@ impl Table {
         }
         self.relied_on.get()
     }
+
+    fn contains(&self, id: Oid) -> bool {
+        let first = id.as_bytes()[0];
+        let bucket = self.buckets[usize::from(first)].get_or_init(|| {
+            self.read_bucket(first).unwrap_or_else(|error| {
+                tracing::debug!(%error, index = %self.index.display(), "it cannot be read");
+                Vec::new()
+            })
+        });
+        bucket.binary_search(id.as_bytes()).is_ok()
+    }
+
+    fn read_bucket(&self, first: u8) -> io::Result<Vec<[u8; 20]>> {
+        let to = self.fanout[usize::from(first)];
+        let from = first.checked_sub(1).map_or(0, |before| self.fanout[usize::from(before)]);
+        let count = to.saturating_sub(from);
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut bytes = vec![0; usize::try_from(count).map_err(io::Error::other)? * 20];
+        File::open(&self.index)?.read_exact_at(&mut bytes, TABLE + u64::from(from) * 20)?;
+        Ok(bytes.as_chunks().0.to_vec())
+    }
 }
 
 impl PackedIds {
-    /// Reads the tables of the packs beneath an object folder. What cannot be read is left out.
+    /// Reads the heads of the indexes beneath an object folder. What cannot be read is left out.
     pub(crate) fn read(objects: &Path) -> Self {
         let mut all = Self::default();
         let mut room = MAX_IDS;
         let Ok(entries) = std::fs::read_dir(objects.join("pack")) else { return all };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let is_index = path.extension().is_some_and(|e| e == "idx");
-            if is_index
-                && path.with_extension("pack").is_file()
-                && let Ok(Some(table)) = read_table(&path, room)
+        for index in entries.flatten().map(|entry| entry.path()) {
+            let pack = index.with_extension("pack");
+            if index.extension().is_some_and(|e| e == "idx")
+                && pack.is_file()
+                && let Ok(Some(fanout)) = read_head(&index, room)
             {
-                room -= table.len();
-                let pack = path.with_extension("pack");
-                all.tables.push(Table { pack, ids: table, relied_on: Cell::new(false) });
+                room -= usize::try_from(fanout[255]).unwrap_or(room);
+                let buckets = (0..256).map(|_| OnceCell::new()).collect();
+                let relied_on = Cell::new(false);
+                all.tables.push(Table { index, pack, fanout, buckets, relied_on });
             }
         }
         all
@@ -77,25 +109,34 @@ impl PackedIds {
     /// pack is touched, as git does, so that no gc of git's takes it for forgotten meanwhile. Where it
     /// cannot be touched the object does not count as there, and is written.
     pub(crate) fn contains(&self, id: Oid) -> bool {
-        let is_in = |table: &Table| table.ids.binary_search(id.as_bytes()).is_ok();
-        self.tables.iter().any(|table| is_in(table) && table.is_relied_on())
+        self.tables.iter().any(|table| table.contains(id) && table.is_relied_on())
     }
+}
+
+/// How many ids of an index begin with a byte up to each; `None` where it is no index that can be
+/// read, or has too many.
+fn read_head(path: &Path, room: usize) -> io::Result<Option<[u32; 256]>> {
+    let file = File::open(path)?;
+    let mut head = [0; HEAD];
+    file.read_exact_at(&mut head, 0)?;
+    let (words, _) = head[8..].as_chunks();
+    let mut fanout = [0; 256];
+    for (count, word) in fanout.iter_mut().zip(words) {
+        *count = u32::from_be_bytes(*word);
+    }
+    let count = usize::try_from(fanout[255]).unwrap_or(usize::MAX);
+    let fits = file.metadata()?.len() / 20 >= count as u64;
+    let is_sound = head[..8] == IDX_HEADER && fanout.is_sorted() && count <= room && fits;
+    Ok(is_sound.then_some(fanout))
 }
 
 /// The ids of one index, sorted; `None` where it is no index that can be read, or has too many.
 pub(super) fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8; 20]>>> {
-    let file = File::open(path)?;
-    let mut head = [0; 8 + 256 * 4];
-    file.read_exact_at(&mut head, 0)?;
-    let count = u32::from_be_bytes(head[head.len() - 4..].try_into().expect("four bytes"));
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let fits = file.metadata()?.len() / 20 >= count as u64;
-    if head[..8] != IDX_HEADER || count > room || !fits {
-        return Ok(None);
-    }
+    let Some(fanout) = read_head(path, room)? else { return Ok(None) };
+    let count = usize::try_from(fanout[255]).unwrap_or(usize::MAX);
     let mut bytes = vec![0; count * 20];
-    file.read_exact_at(&mut bytes, head.len() as u64)?;
-    Ok(Some(bytes.chunks_exact(20).map(|id| id.try_into().expect("twenty bytes")).collect()))
+    File::open(path)?.read_exact_at(&mut bytes, TABLE)?;
+    Ok(Some(bytes.as_chunks().0.to_vec()))
 }
 
 /// The indexes (`pack-….idx`) that git has put together into multi-pack indexes, which name packs: one
