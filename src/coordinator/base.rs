@@ -131,6 +131,7 @@ impl Begin<'_> {
             keep_modified: false,
             progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
             only: asked.as_ref().and_then(|asked| asked.touched.as_ref()),
+            stale: !warmth.is_of_a_server(),
         };
         let established = baseline::establish(&mut session.manifest, &request);
         if let Some(watcher) = watcher {

@@ -41,6 +41,10 @@ use crate::tx::phase::Phase;
 use crate::tx::settings::Scope;
 use crate::tx::state::TxEvent;
 
+/// How many changed paths make it worth to write them into the manifest beside a server: each is a
+/// file that the next attempt hashes again, some 20 µs, against the five syncs of a db transaction.
+const MANY: usize = 500;
+
 /// What was sealed, as far as the commit does not tell: kept in the attempt's folder, durable
 /// before the state `sealed`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -264,11 +268,30 @@ impl Driver<'_> {
     /// it is so much that the next open would write it down. A manifest that was moved or damaged
     /// meanwhile is begun anew, empty: the next look is a full one.
     ///
+    /// The turn does not sync what it wrote, and a power loss may take the bytes and leave the times:
+    /// the next open reads the files, and only what it finds is a proof.
+    ///
     /// Nothing relies on it: the next attempt compares the tree with the manifest, and HEAD's tree
     /// with the one that it describes, and until then it is the base of this one.
-    pub(super) fn remember(&mut self, changes: Vec<EntryChange>, tree: Oid) -> Result<(), Failure> {
-        if tree == self.spec.base_tree && changes.len() <= baseline::STALE.0 {
+    pub(super) fn remember(
+        &mut self,
+        mut changes: Vec<EntryChange>,
+        tree: Oid,
+    ) -> Result<(), Failure> {
+        let is_base = tree == self.spec.base_tree;
+        let is_rules = |path: &RepoPath| path.name() == b".gitignore";
+        let not_worth_it = if !self.session.warmth.borrow().is_of_a_server() {
+            if is_base { changes.len() <= baseline::STALE.0 } else { false }
+        } else {
+            // The next open looks at them, and writes. Where rules changed, it has to see that they did.
+            changes.len() < MANY || changes.iter().any(|(path, _)| is_rules(path))
+        };
+        if not_worth_it || (is_base && changes.is_empty()) {
             return Ok(());
+        }
+        for entry in changes.iter_mut().filter_map(|(_, entry)| entry.as_mut()).filter(|_| !is_base)
+        {
+            entry.stat_is_proof = false;
         }
         let root = Some(self.session.root.id());
         let described = Described { head_tree: Some(tree), root };

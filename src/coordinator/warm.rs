@@ -261,6 +261,11 @@ impl Warmth {
         }
     }
 
+    /// Whether what is known is a server's.
+    pub const fn is_of_a_server(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// What is to be looked at of a tree that is to be as `snapshot` says, or, at the beginning of an
     /// attempt, as the manifest of this generation.
     pub fn ask(

@@ -71,6 +71,10 @@ pub struct BaselineRequest<'a> {
     /// See [`ScanRequest::only`]: of all other directories it is known that they are as the
     /// manifest says.
     pub only: Option<&'a Touched>,
+    /// The manifest may keep stat data of a few files that is out of date ([`STALE`]): the next look
+    /// is at all. Not beside a server: whoever looks only where something happened takes what stands
+    /// elsewhere for what the manifest says, stat data and all.
+    pub stale: bool,
 }
 
 /// What stands in the tree, judged. Lists are sorted.
@@ -231,7 +235,7 @@ pub fn establish(
         let rules = &scanned.ignored_rules;
         let same_rules = old.ignored_rules() == rules;
         let same = same_rules && old.meta().described == described;
-        if !same || !are_looks(&old, &updates) {
+        if !same || !(updates.is_empty() || request.stale && are_looks(&old, &updates)) {
             let rules = (!same_rules).then_some(rules);
             baseline.rewritten = directories(updates.keys());
             meta = manifest.apply(updates, rules, described)?;
@@ -244,7 +248,7 @@ pub fn establish(
     Ok(baseline)
 }
 
-/// Whether none, or a few entries, differ, and in nothing but what tells that a file is as it was.
+/// Whether a few entries differ, and in nothing but what tells that a file is as it was.
 /// They are looked at by their bytes again next time, which takes less than the syncs of writing.
 fn are_looks(old: &Snapshot, updates: &BTreeMap<RepoPath, Option<Entry>>) -> bool {
     let (files, mut bytes) = STALE;

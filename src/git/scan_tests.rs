@@ -48,6 +48,7 @@ struct Tree {
     autocrlf: AutoCrlf,
     /// What the next look is bounded to.
     only: Option<Touched>,
+    stale: bool,
 }
 
 impl Tree {
@@ -69,6 +70,7 @@ impl Tree {
             keep_modified: false,
             autocrlf: AutoCrlf::Off,
             only: None,
+            stale: false,
         };
         tree.git(&["init", "-q", "-b", "main"]);
         for (key, value) in [("user.name", "T"), ("user.email", "t@t"), ("gc.auto", "0")] {
@@ -148,6 +150,7 @@ impl Tree {
                 keep_modified: self.keep_modified,
                 progress: None,
                 only: self.only.as_ref(),
+                stale: self.stale,
             },
         )
     }

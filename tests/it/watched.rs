@@ -165,6 +165,46 @@ fn what_a_post_check_leaves_in_a_new_directory_goes_back() {
     assert!(!repo.path("n/more").exists() && !repo.path("c/more").exists());
 }
 
+/// What a bounded look leaves out is taken for what the manifest says, stat data and all.
+#[test]
+fn a_file_with_other_times_is_what_it_was() {
+    let repo = repo();
+    repo.write("a/own", "one\n");
+    repo.write("c/own", "one\n");
+    let _server = start(&repo, &[]);
+    repo.run(&[], "true").exits(0);
+    // Its times are set by somebody, and another one comes back by an undo.
+    let status = repo.command("touch").arg(repo.path("a/own")).status();
+    assert!(status.expect("it starts").success());
+    repo.run(&[], "echo two > c/own; exit 3").exits(10);
+    repo.run(&[], "true").exits(0);
+    repo.run(&[], "git add a/own").exits(0);
+    repo.run(&[], "git add -A; git commit -qm own").exits(0);
+    assert_eq!(repo.git(&["show", "HEAD:a/own"]), "one");
+    assert_eq!(repo.git(&["show", "HEAD:c/own"]), "one");
+    assert_eq!(repo.status(), "");
+}
+
+/// What a commit makes ignored is nobody's business in the next attempt.
+#[test]
+fn rules_that_a_commit_changed_count_from_then_on() {
+    let ignore = "printf 'a/0\na/own\n' > .gitignore; git rm -q --cached a/0; git add .gitignore";
+    // The rules are old enough for a proof then.
+    let many = "i=0; while [ $i -lt 600 ]; do echo $i > c/$i; i=$((i+1)); done";
+    for script in [ignore.to_owned(), format!("{ignore}; {many}")] {
+        let repo = repo();
+        repo.write("a/own", "one\n");
+        let _server = start(&repo, &[]);
+        repo.run(&[], "true").exits(0);
+        repo.run(&[], &script).exits(0);
+        repo.run(&[], "true").exits(0);
+        repo.run(&[], "echo cache > a/0; echo cache > a/own; exit 3").exits(10);
+        let left = [repo.read("a/0"), repo.read("a/own")];
+        assert_eq!(left, ["cache\n", "cache\n"], "{script}");
+        assert_eq!(repo.status(), "");
+    }
+}
+
 /// A turn tells the server that all was looked at, with the words of a driver.
 #[test]
 fn a_turn_that_speaks_for_its_driver() {
