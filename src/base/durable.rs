@@ -10,6 +10,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use super::writeback::write_back;
+
 /// Syncs a directory: the names in it are durable after this.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
@@ -49,14 +51,21 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Writes files into a directory that nobody looks into before this has returned, all of them
-/// before the first sync; then the directory is synced.
-pub fn write_new_files(dir: &Path, files: &[(&str, &[u8])], mode: u32) -> io::Result<()> {
+/// before the first sync, and syncs `other` with them, which has got a name there; then the directory is synced.
+pub fn write_new_files(
+    dir: &Path,
+    files: &[(&str, &[u8])],
+    other: Option<File>,
+    mode: u32,
+) -> io::Result<()> {
     let made = files.iter().map(|(name, bytes)| {
         let mut file = create(&dir.join(name), mode)?;
         file.write_all(bytes)?;
         Ok(file)
     });
-    let made = made.collect::<io::Result<Vec<File>>>()?;
+    let mut made = made.collect::<io::Result<Vec<File>>>()?;
+    made.extend(other);
+    write_back(&made);
     made.iter().try_for_each(File::sync_all)?;
     sync_dir(dir)
 }

@@ -109,6 +109,8 @@ pub(super) struct Kept {
     pub(super) digest: Option<IndexDigest>,
     /// What is to be written into the attempt's folder; `None` where a second name keeps it.
     pub(super) copy: Option<Vec<u8>>,
+    /// The file that has a second name in the attempt's folder, to be synced: git does not.
+    pub(super) file: Option<File>,
 }
 
 /// Keeps the index that was found, by a second name in the attempt's folder, which the caller syncs,
@@ -120,15 +122,17 @@ pub(super) fn keep(
     found: &FoundIndex,
     folder: &Path,
 ) -> Result<Kept, Failure> {
-    let Some(judged) = found.digest else { return Ok(Kept { digest: None, copy: None }) };
+    let Some(judged) = found.digest else {
+        return Ok(Kept { digest: None, copy: None, file: None });
+    };
     let git_dir = session.workspace.git_dir();
     if found.is_plain {
         match second_name(git_dir, &session.place, folder) {
             Ok(None) if index_known::digest_now(git_dir)? == Some(judged) => {
-                return Ok(Kept { digest: Some(judged), copy: None });
+                return Ok(Kept { digest: Some(judged), copy: None, file: None });
             }
             Ok(Some(file)) if index_known::linked(git_dir, &file, judged).unwrap_or(false) => {
-                return Ok(Kept { digest: Some(judged), copy: None });
+                return Ok(Kept { digest: Some(judged), copy: None, file: Some(file) });
             }
             Ok(_) => {}
             // Another file system, one without second names, or not ours to link.
@@ -151,7 +155,7 @@ pub(super) fn keep(
             return Err(Failure::impossible(what, "git status"));
         }
     };
-    Ok(Kept { digest: Some(index_known::digest(&bytes)), copy: Some(bytes) })
+    Ok(Kept { digest: Some(index_known::digest(&bytes)), copy: Some(bytes), file: None })
 }
 
 /// Gives the index a second name; `None` where it has one from before.
@@ -181,6 +185,7 @@ fn link_once(git_dir: &Path, kept: &Path) -> io::Result<Option<File>> {
     }
     let new = kept.with_extension("index-new");
     let file = link(git_dir, &new)?;
+    file.sync_all()?;
     std::fs::rename(&new, kept)?;
     kept.parent().map_or(Ok(()), durable::sync_dir)?;
     Ok(Some(file))
@@ -192,10 +197,7 @@ fn link(git_dir: &Path, to: &Path) -> io::Result<File> {
         _ => {}
     }
     std::fs::hard_link(git_dir.join("index"), to)?;
-    let file = File::open(to)?;
-    // git does not sync it.
-    file.sync_all()?;
-    Ok(file)
+    File::open(to)
 }
 
 /// The bytes of the index that was kept; or as good as these.

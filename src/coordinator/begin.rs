@@ -352,7 +352,7 @@ impl Begin<'_> {
         let before = in_ledger.map(|n| trace::before(session, &key.execution, n)).transpose()?;
         let before = before.flatten();
         kept.extend(before.as_deref().map(|bytes| (trace::PREVIOUS, bytes)));
-        durable::write_new_files(&folder, &kept, PRIVATE_FILE)
+        durable::write_new_files(&folder, &kept, index.file, PRIVATE_FILE)
             .map_err(Failure::io("keeping the index and the git directory's files"))?;
         grown.iter().try_for_each(|dir| durable::sync_dir(dir)).map_err(making())?;
         let index_digest = index.digest.map(|digest| hex(&digest));

@@ -29,6 +29,7 @@ use super::packed::{IDX_HEADER, PackedIds};
 use super::repack::own_name;
 use super::store::{Store, StoreError};
 use crate::base::durable;
+use crate::base::writeback::write_back;
 use crate::tx::id::Oid;
 
 const TEMPORARY: &str = "tmp_worktx_";
@@ -340,16 +341,18 @@ impl<'a> PackWriter<'a> {
         let checksum = checksum(&mut pack).map_err(fail("read back"))?;
         pack.seek(SeekFrom::End(0)).map_err(fail("write"))?;
         pack.write_all(&checksum).map_err(fail("write"))?;
-        pack.sync_all().map_err(fail("sync"))?;
 
         self.written.sort_unstable_by_key(|object| object.id);
         let name = own_name(checksum);
         let (index_path, mut index) = self.make_temporary("idx")?;
         let published = index
             .write_all(&index_bytes(&self.written, checksum))
-            .and_then(|()| index.sync_all())
             .map_err(|e| io_error("write", &index_path, e))
             .and_then(|()| {
+                // Both are there before the first sync: one commit of the file system's journal.
+                write_back(&[&pack, &index]);
+                pack.sync_all().map_err(fail("sync"))?;
+                index.sync_all().map_err(|e| io_error("sync", &index_path, e))?;
                 let rename = |from: &Path, ending: &str| {
                     let to = self.folder.join(format!("pack-{name}.{ending}"));
                     std::fs::rename(from, &to).map_err(|e| io_error("rename to", &to, e))
