@@ -280,11 +280,11 @@ impl Driver<'_> {
     ) -> Result<(), Failure> {
         let is_base = tree == self.spec.base_tree;
         let is_rules = |path: &RepoPath| path.name() == b".gitignore";
-        let not_worth_it = if !self.session.warmth.borrow().is_of_a_server() {
-            if is_base { changes.len() <= baseline::STALE.0 } else { false }
-        } else {
+        let not_worth_it = if self.session.warmth.borrow().is_of_a_server() {
             // The next open looks at them, and writes. Where rules changed, it has to see that they did.
             changes.len() < MANY || changes.iter().any(|(path, _)| is_rules(path))
+        } else {
+            is_base && changes.len() <= baseline::STALE.0
         };
         if not_worth_it || (is_base && changes.is_empty()) {
             return Ok(());

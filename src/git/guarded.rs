@@ -340,21 +340,33 @@ struct Look {
 }
 
 impl Look {
-    fn at(&mut self, path: &RepoPath, depth: usize) -> io::Result<()> {
+    fn is_to_be_looked_at(&mut self, path: &RepoPath, depth: usize) -> bool {
         if path.name().ends_with(TEMPORARY.as_bytes()) || self.snapshot.files.contains_key(path) {
-            return Ok(());
+            return false;
         }
         if depth > MAX_DEPTH || self.snapshot.files.len() >= MAX_FILES {
             self.snapshot.incomplete.get_or_insert_with(|| path.clone());
+            return false;
+        }
+        true
+    }
+
+    fn at(&mut self, path: &RepoPath, depth: usize) -> io::Result<()> {
+        if !self.is_to_be_looked_at(path, depth) {
             return Ok(());
         }
-        match content(&self.dir, path)? {
+        let found = content(&self.dir, path)?;
+        self.found(path, found, depth)
+    }
+
+    fn found(&mut self, path: &RepoPath, found: Option<Content>, depth: usize) -> io::Result<()> {
+        match found {
             None => Ok(()),
             Some(Content::Directory) if is_folder(path, depth) => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let fd = beneath(&self.dir, path, flags)?;
                 let mut names = Vec::new();
-                for entry in rustix::fs::Dir::read_from(fd)? {
+                for entry in rustix::fs::Dir::read_from(&fd)? {
                     let entry = entry?;
                     let name = entry.file_name().to_bytes();
                     if name != b"." && name != b".." {
@@ -365,9 +377,14 @@ impl Look {
                     }
                 }
                 names.sort();
-                names
-                    .iter()
-                    .try_for_each(|name| self.at(&RepoPath::join(Some(path), name), depth + 1))
+                names.iter().try_for_each(|name| {
+                    let path = RepoPath::join(Some(path), name);
+                    if !self.is_to_be_looked_at(&path, depth + 1) {
+                        return Ok(());
+                    }
+                    let found = content_in(&fd, &path)?;
+                    self.found(&path, found, depth + 1)
+                })
             }
             Some(content) => {
                 self.snapshot.files.insert(path.clone(), content);
@@ -415,8 +432,13 @@ pub(super) fn content(dir: &impl AsFd, path: &RepoPath) -> io::Result<Option<Con
             }
         }
     };
+    content_in(&parent, path)
+}
+
+/// What stands at a path, by a handle of the folder that it is in.
+fn content_in(parent: &impl AsFd, path: &RepoPath) -> io::Result<Option<Content>> {
     let name = path.name();
-    let stat = match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+    let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => stat,
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error.into()),
@@ -424,14 +446,14 @@ pub(super) fn content(dir: &impl AsFd, path: &RepoPath) -> io::Result<Option<Con
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => return Ok(Some(Content::Directory)),
         FileType::Symlink => {
-            let target = rustix::fs::readlinkat(&parent, name, Vec::new())?.into_bytes();
+            let target = rustix::fs::readlinkat(parent, name, Vec::new())?.into_bytes();
             return Ok(Some(Content::Symlink { target }));
         }
         FileType::RegularFile => {}
         _ => return Ok(Some(Content::Special)),
     }
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(&parent, name, flags, Mode::empty())?);
+    let mut file = File::from(rustix::fs::openat(parent, name, flags, Mode::empty())?);
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Ok(Some(Content::Special));

@@ -24,6 +24,8 @@ const LONGEST_NAMES: u64 = 64 << 20;
 const HEAD: usize = 8 + 256 * 4;
 /// Where its ids begin.
 const TABLE: u64 = HEAD as u64;
+/// Up to so many ids of a pack are read at once.
+const FEW: usize = 4096;
 /// Magic and version of a pack index.
 pub(crate) const IDX_HEADER: [u8; 8] = [0xff, b't', b'O', b'c', 0, 0, 0, 2];
 
@@ -37,12 +39,20 @@ pub(crate) struct PackedIds {
 struct Table {
     index: PathBuf,
     pack: PathBuf,
-    /// How many ids begin with a byte up to this one.
-    fanout: [u32; 256],
-    /// The sorted ids that begin with a byte. What cannot be read is empty.
-    buckets: Vec<OnceCell<Vec<[u8; 20]>>>,
+    ids: Ids,
     /// Whether somebody relies on what is in it, and it was touched for that.
     relied_on: Cell<bool>,
+}
+
+/// Sorted ids. What cannot be read is empty.
+enum Ids {
+    All(Vec<[u8; 20]>),
+    ByFirst {
+        /// How many ids begin with a byte up to this one.
+        fanout: Box<[u32; 256]>,
+        /// Those that begin with a byte.
+        buckets: Vec<OnceCell<Vec<[u8; 20]>>>,
+    },
 }
 
 impl Table {
@@ -61,26 +71,23 @@ impl Table {
     }
 
     fn contains(&self, id: Oid) -> bool {
-        let first = id.as_bytes()[0];
-        let bucket = self.buckets[usize::from(first)].get_or_init(|| {
-            self.read_bucket(first).unwrap_or_else(|error| {
-                tracing::debug!(%error, index = %self.index.display(), "it cannot be read");
-                Vec::new()
-            })
-        });
-        bucket.binary_search(id.as_bytes()).is_ok()
-    }
-
-    fn read_bucket(&self, first: u8) -> io::Result<Vec<[u8; 20]>> {
-        let to = self.fanout[usize::from(first)];
-        let from = first.checked_sub(1).map_or(0, |before| self.fanout[usize::from(before)]);
-        let count = to.saturating_sub(from);
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let mut bytes = vec![0; usize::try_from(count).map_err(io::Error::other)? * 20];
-        File::open(&self.index)?.read_exact_at(&mut bytes, TABLE + u64::from(from) * 20)?;
-        Ok(bytes.as_chunks().0.to_vec())
+        let ids = match &self.ids {
+            Ids::All(ids) => ids,
+            Ids::ByFirst { fanout, buckets } => {
+                let first = usize::from(id.as_bytes()[0]);
+                buckets[first].get_or_init(|| {
+                    let from = first.checked_sub(1).map_or(0, |before| fanout[before]);
+                    let read = File::open(&self.index)
+                        .and_then(|file| read_ids(&file, from, fanout[first]));
+                    read.unwrap_or_else(|error| {
+                        let index = self.index.display();
+                        tracing::debug!(%error, %index, "it cannot be read");
+                        Vec::new()
+                    })
+                })
+            }
+        };
+        ids.binary_search(id.as_bytes()).is_ok()
     }
 }
 
@@ -94,12 +101,19 @@ impl PackedIds {
             let pack = index.with_extension("pack");
             if index.extension().is_some_and(|e| e == "idx")
                 && pack.is_file()
-                && let Ok(Some(fanout)) = read_head(&index, room)
+                && let Ok(Some((file, fanout))) = read_head(&index, room)
             {
-                room -= usize::try_from(fanout[255]).unwrap_or(room);
-                let buckets = (0..256).map(|_| OnceCell::new()).collect();
-                let relied_on = Cell::new(false);
-                all.tables.push(Table { index, pack, fanout, buckets, relied_on });
+                let count = usize::try_from(fanout[255]).unwrap_or(room);
+                room -= count;
+                let ids = if count > FEW {
+                    Ids::ByFirst {
+                        fanout: Box::new(fanout),
+                        buckets: (0..256).map(|_| OnceCell::new()).collect(),
+                    }
+                } else {
+                    Ids::All(read_ids(&file, 0, fanout[255]).unwrap_or_default())
+                };
+                all.tables.push(Table { index, pack, ids, relied_on: Cell::new(false) });
             }
         }
         all
@@ -115,7 +129,7 @@ impl PackedIds {
 
 /// How many ids of an index begin with a byte up to each; `None` where it is no index that can be
 /// read, or has too many.
-fn read_head(path: &Path, room: usize) -> io::Result<Option<[u32; 256]>> {
+fn read_head(path: &Path, room: usize) -> io::Result<Option<(File, [u32; 256])>> {
     let file = File::open(path)?;
     let mut head = [0; HEAD];
     file.read_exact_at(&mut head, 0)?;
@@ -127,16 +141,21 @@ fn read_head(path: &Path, room: usize) -> io::Result<Option<[u32; 256]>> {
     let count = usize::try_from(fanout[255]).unwrap_or(usize::MAX);
     let fits = file.metadata()?.len() / 20 >= count as u64;
     let is_sound = head[..8] == IDX_HEADER && fanout.is_sorted() && count <= room && fits;
-    Ok(is_sound.then_some(fanout))
+    Ok(is_sound.then_some((file, fanout)))
+}
+
+/// The ids from one number to before another one.
+fn read_ids(file: &File, from: u32, to: u32) -> io::Result<Vec<[u8; 20]>> {
+    let count = usize::try_from(to.saturating_sub(from)).map_err(io::Error::other)?;
+    let mut bytes = vec![0; count * 20];
+    file.read_exact_at(&mut bytes, TABLE + u64::from(from) * 20)?;
+    Ok(bytes.as_chunks().0.to_vec())
 }
 
 /// The ids of one index, sorted; `None` where it is no index that can be read, or has too many.
 pub(super) fn read_table(path: &Path, room: usize) -> io::Result<Option<Vec<[u8; 20]>>> {
-    let Some(fanout) = read_head(path, room)? else { return Ok(None) };
-    let count = usize::try_from(fanout[255]).unwrap_or(usize::MAX);
-    let mut bytes = vec![0; count * 20];
-    File::open(path)?.read_exact_at(&mut bytes, TABLE)?;
-    Ok(Some(bytes.as_chunks().0.to_vec()))
+    let Some((file, fanout)) = read_head(path, room)? else { return Ok(None) };
+    read_ids(&file, 0, fanout[255]).map(Some)
 }
 
 /// The indexes (`pack-….idx`) that git has put together into multi-pack indexes, which name packs: one

@@ -175,9 +175,12 @@ fn namespace_inode(path: &Path) -> u64 {
 
 /// This process.
 pub fn own_process() -> ProcessId {
+    static FOUND: OnceLock<ProcessId> = OnceLock::new();
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    let start_ticks = read(pid).map_or(0, |own| own.id.start_ticks);
-    ProcessId { pid, start_ticks }
+    let find = || ProcessId { pid, start_ticks: read(pid).map_or(0, |own| own.id.start_ticks) };
+    let found = FOUND.get_or_init(find);
+    // A copy of a process (the leader is one) has what that one found.
+    if found.pid == pid { *found } else { find() }
 }
 
 /// This process's parent and all above it, each with its start: who asks.
