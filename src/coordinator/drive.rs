@@ -90,6 +90,8 @@ pub struct Live {
     pub snapshot: Option<Arc<Snapshot>>,
     /// The git directory's files as they were at open.
     pub git_directory: Option<Arc<guarded::Snapshot>>,
+    /// The git directory's files after the turn, where they were read while the undo was recorded.
+    pub git_now: Option<guarded::Snapshot>,
     /// What differs from the base, where it was looked at while the undo was recorded.
     pub looked: Option<Result<Scan, ScanError>>,
     /// What stands in the scope since the seal.

@@ -51,8 +51,11 @@ fn words(change: &GitChange) -> String {
 }
 
 impl Driver<'_> {
-    fn guarded(&self) -> Result<(Arc<Snapshot>, Snapshot), Stop> {
-        let now = self.guarded_now()?;
+    fn guarded(&mut self) -> Result<(Arc<Snapshot>, Snapshot), Stop> {
+        let now = match self.live.git_now.take() {
+            Some(now) => now,
+            None => self.guarded_now()?,
+        };
         if let Some(before) = &self.live.git_directory {
             return Ok((before.clone(), now));
         }

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::drive::{Driver, Stop};
 use super::error::Failure;
+use super::gitdir;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use super::warm::{self, Warmth};
@@ -250,14 +251,20 @@ impl Driver<'_> {
             detail,
             outcome: None,
         };
-        let Session { ledger, root, warmth, .. } = &mut *self.session;
+        let Session { ledger, root, warmth, workspace, .. } = &mut *self.session;
         let warmth = warmth.get_mut();
         let look = || {
             let (snapshot, rules) = known?;
             Some(look_in(root, warmth, spec, &snapshot, &rules, NewDirectories::Walk))
         };
-        let (recorded, looked) = spread::beside(|| ledger.transition(&change), look);
+        // The look takes longer: what is needed next is read here meanwhile.
+        let record_and_read = || {
+            let recorded = ledger.transition(&change);
+            (recorded, gitdir::capture(workspace, spec.git.hooks_path.as_deref()))
+        };
+        let ((recorded, git_now), looked) = spread::beside(record_and_read, look);
         self.rev = recorded.map_err(Failure::from)?;
+        self.live.git_now = git_now.ok();
         tracing::info!(event = name, state = record.state.tag().as_str(), "recorded");
         self.record = record;
         self.live.looked = looked;
