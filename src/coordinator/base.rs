@@ -111,7 +111,8 @@ impl Begin<'_> {
         let asked = if warmth.may_know() {
             let generation =
                 session.manifest.meta().map_err(Failure::other("reading the manifest"))?;
-            let view = warm::view(&facts.config, &settings.scope, &session.root);
+            let view = if warmth.is_of_a_server() { warm::view } else { warm::view_at_open };
+            let view = view(&facts.config, &settings.scope, &session.root);
             Some(warmth.ask(&session.root, generation.generation, None, view))
         } else {
             None

@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
+use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -124,6 +125,9 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     }
     let outcome = begin.run(&mut session);
     session.ledger.note_in_order();
+    // The process is at its end: the kernel lets go of its maps of packs all at once.
+    let Session { store, .. } = session;
+    let _ = ManuallyDrop::new(store);
     outcome
 }
 

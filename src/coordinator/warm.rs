@@ -149,6 +149,15 @@ pub fn reachable(dir: &Path, handle: &std::fs::File, name: &str) -> PathBuf {
 /// the scope, and the mounts beneath the root, which come and go without an event. None where what
 /// happens cannot be known.
 pub fn view(git: &GitConfig, scope: &Scope, root: &Root) -> Option<String> {
+    if backs_a_device(root.path()) {
+        return None;
+    }
+    view_at_open(git, scope, root)
+}
+
+/// As [`view`], for a look at all that a mark is set for: what writes into a file behind everybody's
+/// back counts when somebody looks only where something happened.
+pub fn view_at_open(git: &GitConfig, scope: &Scope, root: &Root) -> Option<String> {
     let mut hash = Sha256::new();
     let mut take = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
@@ -158,9 +167,6 @@ pub fn view(git: &GitConfig, scope: &Scope, root: &Root) -> Option<String> {
     take(&git.excludes.bytes);
     take(&[u8::from(git.ignore_case)]);
     take(&serde_json::to_vec(scope).ok()?);
-    if backs_a_device(root.path()) {
-        return None;
-    }
     for mount in mounts_beneath(&std::fs::read("/proc/self/mountinfo").ok()?, root.path()) {
         take(mount);
     }
