@@ -69,7 +69,8 @@ impl Driver<'_> {
             return Ok(());
         }
         let boot_id = &self.spec.boot_id;
-        let is_it = if self.live.new_index.is_some() {
+        // After an undo the one that was made for the commit is nowhere.
+        let is_it = if self.live.new_index.is_some() && !of_base {
             if is_plain && let Err(error) = keep_for_next(git_dir, &self.session.place, digest) {
                 tracing::debug!(%error, "the new index has no second name yet");
             }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use elsa::sync::FrozenMap;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction};
 
 use super::manifest::{
     EntryChange, IgnoredRules, ManifestError, Meta, READ_ROW, by_directory, child_path,
@@ -84,11 +84,7 @@ impl Rows {
         let wrong = |source| database(&self.path, source);
         let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         let tx = db.transaction().map_err(wrong)?;
-        let now: i64 =
-            tx.query_row("SELECT generation FROM meta", [], |row| row.get(0)).map_err(wrong)?;
-        if now.cast_unsigned() != generation {
-            return Err(self.moved_on());
-        }
+        self.is_still(&tx, generation)?;
         let mut query = tx.prepare(READ_ROW).map_err(wrong)?;
         for dir in dirs {
             let row = read_row(&mut query, &self.path, dir)?;
@@ -104,13 +100,8 @@ impl Rows {
     fn read_all(&self, generation: u64) -> Result<Vec<(Vec<u8>, Row)>, ManifestError> {
         let wrong = |source| database(&self.path, source);
         let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        // One transaction: the number is that of the rows.
         let tx = db.transaction().map_err(wrong)?;
-        let now: i64 =
-            tx.query_row("SELECT generation FROM meta", [], |row| row.get(0)).map_err(wrong)?;
-        if now.cast_unsigned() != generation {
-            return Err(self.moved_on());
-        }
+        self.is_still(&tx, generation)?;
         let mut query = tx.prepare("SELECT path, entries FROM dir").map_err(wrong)?;
         let mut rows = query.query([]).map_err(wrong)?;
         let mut all = Vec::new();
@@ -121,6 +112,14 @@ impl Rows {
             all.push((dir, row));
         }
         Ok(all)
+    }
+
+    /// Within the transaction in which rows are read: the number is theirs then.
+    fn is_still(&self, tx: &Transaction<'_>, generation: u64) -> Result<(), ManifestError> {
+        let now: i64 = tx
+            .query_row("SELECT generation FROM meta", [], |row| row.get(0))
+            .map_err(|source| database(&self.path, source))?;
+        if now.cast_unsigned() == generation { Ok(()) } else { Err(self.moved_on()) }
     }
 
     fn moved_on(&self) -> ManifestError {
