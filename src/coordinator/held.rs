@@ -7,6 +7,7 @@
 //! nothing more is read: what is left counts as neither.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::context::Context;
 use super::documents::{SeenBranch, SeenDocument, SeenTree, SeenWriter, Step};
@@ -125,13 +126,13 @@ fn tree(
         return Err("what was known of it at open is gone".to_owned());
     }
     let snapshot = Manifest::open_to_read(&manifest).and_then(|manifest| manifest.load());
-    let snapshot = snapshot.map_err(|error| chain(&error))?;
+    let snapshot = Arc::new(snapshot.map_err(|error| chain(&error))?);
     let told = snapshot.meta().described.head_tree;
     let sealed_tree = record.state.seal().map(|seal| seal.tree);
     if told.is_none() || (told != Some(spec.base_tree) && told != sealed_tree) {
         return Err("what was known of it at open is not this attempt's any more".to_owned());
     }
-    let base = view::base_rules(store, &snapshot).map_err(|error| chain(&error))?;
+    let base = view::base_rules(store, &snapshot);
     let root = Root::open(workspace.root()).map_err(|error| chain(&error))?;
     let rules = view::rules(spec);
     let temporary = [spec.temporary.as_bytes().to_vec()];

@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -369,9 +370,8 @@ fn may_lie(driver: &Driver<'_>, path: &Path) -> Result<bool, String> {
     let Ok(inside) = path.strip_prefix(driver.spec.workspace.root()) else { return Ok(true) };
     let unsure = |why: String| format!("whether it is ignored cannot be told: {why}");
     let session = &driver.session;
-    let snapshot = session.manifest.load().map_err(|error| unsure(chain(&error)))?;
-    let base =
-        view::base_rules(&session.store, &snapshot).map_err(|error| unsure(chain(&error)))?;
+    let snapshot = Arc::new(session.manifest.load().map_err(|error| unsure(chain(&error)))?);
+    let base = view::base_rules(&session.store, &snapshot);
     let rules = view::rules(&driver.spec);
     let outside = |path: &RepoPath| -> Result<bool, String> {
         if snapshot.get(path).is_some() {

@@ -5,6 +5,8 @@
 //! Observing changes nothing. What is seen may be another by the time it is acted on; every effect
 //! looks again.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -60,8 +62,8 @@ pub(super) fn fingerprint(session: &Session, spec: &AttemptSpec) -> Result<Finge
         Ok(index) => crate::base::hex::hex(&index.meaning().0),
         Err(_) => crate::base::hex::hex(&index_known::digest(&bytes)),
     });
-    let snapshot = session.manifest.load()?;
-    let rules = view::base_rules(&session.store, &snapshot)?;
+    let snapshot = Arc::new(session.manifest.load()?);
+    let rules = view::base_rules(&session.store, &snapshot);
     let scan = view::look(session, spec, &snapshot, &rules, NewDirectories::Walk)
         .map_err(Failure::other("looking at the work tree"))?;
     let mut hash = Sha256::new();

@@ -59,7 +59,7 @@ impl Driver<'_> {
 
         self.put_back_root_mode()?;
         let snapshot = self.snapshot()?;
-        let base_rules = view::base_rules(&self.session.store, &snapshot)?;
+        let base_rules = view::base_rules(&self.session.store, &snapshot);
         let look = |how| view::look(self.session, &self.spec, &snapshot, &base_rules, how);
         let (mut how, mut opened) = (NewDirectories::Walk, HashSet::new());
         let mut looked = self.live.looked.take();

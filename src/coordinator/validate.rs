@@ -9,6 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -300,7 +301,7 @@ impl Driver<'_> {
     ) -> Result<(), Stop> {
         self.sealed_view()?;
         if let Some(view) = &mut self.live.sealed {
-            view.snapshot.apply(new_stats.iter().cloned());
+            Arc::make_mut(&mut view.snapshot).apply(new_stats.iter().cloned());
             let mut by_path: std::collections::BTreeMap<_, _> =
                 std::mem::take(&mut view.file.entries).into_iter().collect();
             by_path.extend(new_stats);

@@ -85,7 +85,7 @@ impl SealFile {
 #[derive(Debug)]
 pub struct SealView {
     /// The base with what the turn did on top.
-    pub snapshot: Snapshot,
+    pub snapshot: Arc<Snapshot>,
     /// The ignore rules as sealed.
     pub rules: BaseRules,
     /// What was kept of the seal.
@@ -110,9 +110,13 @@ pub fn rules_of(git: &crate::git::gitconfig::GitConfig, scope: &Scope) -> Rules 
 }
 
 /// The `.gitignore` files of a snapshot.
-pub fn base_rules(store: &Store, snapshot: &Snapshot) -> Result<BaseRules, Failure> {
-    BaseRules::collect(snapshot, |id| store.blob(id).map_err(|e| e.to_string()))
-        .map_err(Failure::other("reading the ignore rules of the base"))
+///
+/// The objects are opened once more where one has to be read, since two threads may ask: mostly
+/// none has to, as what stands in the tree is what the base has.
+pub fn base_rules(store: &Store, snapshot: &Arc<Snapshot>) -> BaseRules {
+    let store = store.shared();
+    let blobs = move |id| store.blob(id).map_err(|error| error.to_string());
+    BaseRules::of(Arc::clone(snapshot), blobs)
 }
 
 /// Scans against a snapshot, with the rules that belong to it.
@@ -234,9 +238,9 @@ impl Driver<'_> {
         let root_mode = restore::root_mode(self.session.root.handle()).ok();
         let is_open = root_mode.is_some() && root_mode == self.spec.root_mode;
         let snapshot = if is_open { self.snapshot().ok() } else { None };
-        let known = snapshot.and_then(|snapshot| {
-            let rules = base_rules(&self.session.store, &snapshot).ok()?;
-            Some((snapshot, rules))
+        let known = snapshot.map(|snapshot| {
+            let rules = base_rules(&self.session.store, &snapshot);
+            (snapshot, rules)
         });
         let expected = self.record.state.tag();
         let name = event.name();
@@ -352,7 +356,8 @@ impl Driver<'_> {
             let meta = snapshot.meta();
             snapshot = snapshot.described_by(meta, rules);
         }
-        let rules = base_rules(&self.session.store, &snapshot)?;
+        let snapshot = Arc::new(snapshot);
+        let rules = base_rules(&self.session.store, &snapshot);
         Ok(SealView { snapshot, rules, file, of_earlier: false })
     }
 

@@ -14,7 +14,7 @@
 //! # Limitations
 //! The root itself has no entry. One process at a time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{
@@ -22,20 +22,23 @@ use rusqlite::{
     params,
 };
 
+use notable::Note;
+
 use super::root::RootId;
-use super::row::{Packed, Row};
+use super::row::Row;
 use super::snapshot::{Rows, Snapshot};
 use super::touched::parent;
-use crate::tx::entry::{Entry, Kind};
+use crate::tx::entry::Entry;
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 
-/// `user_version` of the file.
-const VERSION: i64 = 2;
+pub(super) mod notable;
+
+/// `user_version` of the file. 2 had a list of what is notable, 3 says why ([`notable`]).
+const VERSION: i64 = 3;
 
 const SCHEMA: &str = "
 CREATE TABLE dir (path BLOB PRIMARY KEY, entries BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE ignored_rules (path BLOB PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE meta (
   one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -47,10 +50,6 @@ CREATE TABLE meta (
 -- One that is made anew does not come to the numbers of an earlier one.
 INSERT INTO meta (one, generation) VALUES (1, abs(random() / 4));
 ";
-
-/// Version 2 has a table of what is notable ([`is_notable`]).
-const SCHEMA_2: &str = "CREATE TABLE notable (path BLOB PRIMARY KEY) WITHOUT ROWID;
-    ALTER TABLE meta ADD COLUMN notable_sum INTEGER NOT NULL DEFAULT 0";
 
 pub(super) const READ_ROW: &str = "SELECT entries FROM dir WHERE path = ?1";
 
@@ -156,10 +155,11 @@ impl Manifest {
         if found == 0 {
             let tx = db.transaction().map_err(wrong)?;
             tx.execute_batch(SCHEMA).map_err(wrong)?;
+            tx.execute_batch(notable::SCHEMA).map_err(wrong)?;
             tx.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
             tx.commit().map_err(wrong)?;
-        } else if found == 1 {
-            migrate(&mut db, path)?;
+        } else if found < VERSION {
+            notable::migrate(&mut db, path)?;
         } else if found != VERSION {
             return Err(ManifestError::Version { path: path.to_owned(), found });
         }
@@ -180,7 +180,7 @@ impl Manifest {
         match found {
             VERSION => Ok(Self { db, path: path.to_owned() }),
             // Whoever holds the lock makes it, or brings it up to date.
-            0 | 1 => Err(ManifestError::Missing { path: path.to_owned() }),
+            0..VERSION => Err(ManifestError::Missing { path: path.to_owned() }),
             _ => Err(ManifestError::Version { path: path.to_owned(), found }),
         }
     }
@@ -222,35 +222,17 @@ impl Manifest {
             let parsed = Row::parse(entries).ok_or_else(|| damaged_row(&self.path, path))?;
             all.insert(path.into(), parsed);
         }
-        Ok(Snapshot::of(all, self.notable()?, self.rules()?, self.meta()?))
+        Ok(Snapshot::of(all, notable::read(&self.db, &self.path)?, self.rules()?, self.meta()?))
     }
 
     /// All of it, of which each row is read when it is asked for.
     pub fn load_by_lookup(&self) -> Result<Snapshot, ManifestError> {
-        let (source, notable, meta) = (Rows::open(&self.path)?, self.notable()?, self.meta()?);
-        let dirs = notable.iter().map(|path| parent(path.as_bytes())).collect();
+        let (source, notable, meta) =
+            (Rows::open(&self.path)?, notable::read(&self.db, &self.path)?, self.meta()?);
+        let of_entries = notable.iter().filter(|(_, note)| **note == Note::Entry);
+        let dirs = of_entries.map(|(path, _)| parent(path.as_bytes())).collect();
         source.read_ahead(&dirs, meta.generation)?;
         Ok(Snapshot::by_lookup(source, notable, self.rules()?, meta))
-    }
-
-    fn notable(&self) -> Result<BTreeSet<RepoPath>, ManifestError> {
-        let wrong = |source| database(&self.path, source);
-        let mut query = self.db.prepare("SELECT path FROM notable").map_err(wrong)?;
-        let rows = query.query_map([], |row| row.get::<_, Vec<u8>>(0)).map_err(wrong)?;
-        let found: BTreeSet<RepoPath> = rows
-            .map(|path| {
-                RepoPath::new(path.map_err(wrong)?).map_err(|_| self.damaged("a notable path"))
-            })
-            .collect::<Result<_, ManifestError>>()?;
-        let sum: i64 = self
-            .db
-            .query_row("SELECT notable_sum FROM meta", [], |row| row.get(0))
-            .map_err(wrong)?;
-        // What is left out here is neither pinned nor taken for ignored.
-        if sum != found.iter().map(|path| sum_of(path.as_bytes())).sum::<i64>() {
-            return Err(self.damaged("the list of what is notable"));
-        }
-        Ok(found)
     }
 
     fn rules(&self) -> Result<IgnoredRules, ManifestError> {
@@ -292,25 +274,19 @@ impl Manifest {
                 .prepare("INSERT OR REPLACE INTO dir (path, entries) VALUES (?1, ?2)")
                 .map_err(wrong)?;
             let mut delete = tx.prepare("DELETE FROM dir WHERE path = ?1").map_err(wrong)?;
-            let mut note = tx.prepare(NOTE).map_err(wrong)?;
-            let mut forget = tx.prepare("DELETE FROM notable WHERE path = ?1").map_err(wrong)?;
-            let mut sum = 0;
+            let mut notes = notable::Writer::new(&tx).map_err(wrong)?;
             for (dir, children) in by_directory(changes) {
                 let row = read_row(&mut read, path, &dir)?;
                 let merged = merge(row.as_ref(), children);
-                for (child, is) in notable_changes(&dir, row.as_ref(), merged.as_ref()) {
-                    let statement = if is { &mut note } else { &mut forget };
-                    statement.execute([child.as_bytes()]).map_err(wrong)?;
-                    let one = sum_of(child.as_bytes());
-                    sum += if is { one } else { -one };
-                }
+                let changes = notable::changes(&dir, row.as_ref(), merged.as_ref());
+                notes.write(changes).map_err(wrong)?;
                 match merged {
                     Some(row) => write.execute(params![dir, row.as_bytes()]),
                     None => delete.execute([&dir]),
                 }
                 .map_err(wrong)?;
             }
-            add_sum(&tx, sum).map_err(wrong)?;
+            notes.finish(&tx).map_err(wrong)?;
             write_meta(&tx, generation, rules, described).map_err(wrong)?;
         }
         tx.commit().map_err(wrong)?;
@@ -405,34 +381,6 @@ pub(super) fn merge(row: Option<&Row>, children: Children) -> Option<Row> {
     (!all.is_empty()).then(|| Row::pack(&all))
 }
 
-/// Whether an entry has to be found without looking through all: files that git does not track, or
-/// whose bytes git holds otherwise; what has the name of rules and attributes; what is neither file nor directory.
-pub(super) fn is_notable(child: &Packed<'_>) -> bool {
-    match child.kind() {
-        _ if matches!(child.name, b".gitignore" | b".gitattributes") => true,
-        Kind::File | Kind::Symlink => !child.is_tracked() || child.has_own_blob(),
-        Kind::Directory => false,
-        _ => true,
-    }
-}
-
-/// What became notable in a row that changed, and what is so no longer.
-pub(super) fn notable_changes(
-    dir: &[u8],
-    before: Option<&Row>,
-    after: Option<&Row>,
-) -> Vec<(RepoPath, bool)> {
-    let of = |row: Option<&Row>| -> BTreeSet<Vec<u8>> {
-        let children = row.into_iter().flat_map(Row::iter);
-        children.filter(is_notable).map(|child| child.name.to_vec()).collect()
-    };
-    let (before, after) = (of(before), of(after));
-    before
-        .symmetric_difference(&after)
-        .map(|name| (child_path(dir, name), after.contains(name)))
-        .collect()
-}
-
 /// The path of a child of a directory of the manifest.
 ///
 /// # Panics
@@ -445,47 +393,6 @@ pub fn child_path(dir: &[u8], name: &[u8]) -> RepoPath {
     }
     bytes.extend(name);
     RepoPath::new(bytes).expect("names of directories and manifests make a path")
-}
-
-const NOTE: &str = "INSERT OR IGNORE INTO notable VALUES (?1)";
-
-/// What a path counts in the sum of what is notable: how many there are, and which.
-fn sum_of(path: &[u8]) -> i64 {
-    (1 << 32) + i64::from(crc32fast::hash(path))
-}
-
-fn add_sum(db: &Connection, sum: i64) -> rusqlite::Result<()> {
-    db.execute("UPDATE meta SET notable_sum = notable_sum + ?1", [sum]).map(drop)
-}
-
-fn migrate(db: &mut Connection, path: &Path) -> Result<(), ManifestError> {
-    let wrong = |source| database(path, source);
-    let tx = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(wrong)?;
-    let found: i64 =
-        tx.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrong)?;
-    if found != 1 {
-        // Somebody else was quicker.
-        return Ok(());
-    }
-    {
-        tx.execute_batch(SCHEMA_2).map_err(wrong)?;
-        let mut sum = 0;
-        let mut note = tx.prepare(NOTE).map_err(wrong)?;
-        let mut query = tx.prepare("SELECT path, entries FROM dir").map_err(wrong)?;
-        let mut rows = query.query([]).map_err(wrong)?;
-        while let Some(row) = rows.next().map_err(wrong)? {
-            let dir: Vec<u8> = row.get(0).map_err(wrong)?;
-            let entries: Vec<u8> = row.get(1).map_err(wrong)?;
-            let parsed = Row::parse(&entries).ok_or_else(|| damaged_row(path, &dir))?;
-            for (child, _) in notable_changes(&dir, None, Some(&parsed)) {
-                note.execute([child.as_bytes()]).map_err(wrong)?;
-                sum += sum_of(child.as_bytes());
-            }
-        }
-        add_sum(&tx, sum).map_err(wrong)?;
-        tx.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
-    }
-    tx.commit().map_err(wrong)
 }
 
 pub(super) fn read_row(

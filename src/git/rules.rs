@@ -18,14 +18,15 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use bstr::{BStr, BString, ByteSlice as _};
+use elsa::sync::FrozenMap;
 use gix_glob::pattern::Case;
 use gix_glob::search::Pattern as _;
 use gix_glob::search::pattern::List;
 use gix_ignore::search::Ignore;
 
 use super::root::{Root, RootError};
+use super::scan::blob_id;
 use super::snapshot::Snapshot;
-use super::touched::parent;
 use crate::tx::entry::Kind;
 use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
@@ -172,39 +173,66 @@ impl Rules {
     }
 }
 
-/// The `.gitignore` files of the base, by directory (empty bytes for the root).
-#[derive(Clone, Debug, Default)]
-pub struct BaseRules(HashMap<Vec<u8>, Vec<u8>>);
+/// Reads a blob by its id; or says why it cannot.
+type ReadBlob = Box<dyn Fn(Oid) -> Result<Vec<u8>, String> + Send + Sync>;
+
+/// The `.gitignore` files of the base, each read when it is asked for: in a large tree there are
+/// thousands, and a turn has to do with a few.
+#[derive(Clone)]
+pub struct BaseRules(Arc<Files>);
+
+struct Files {
+    snapshot: Arc<Snapshot>,
+    blobs: ReadBlob,
+    /// Those that were read, by directory.
+    read: FrozenMap<Vec<u8>, Vec<u8>>,
+}
+
+impl std::fmt::Debug for BaseRules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("BaseRules").field(&self.0.snapshot.meta()).finish()
+    }
+}
 
 impl BaseRules {
-    /// Collects them from a manifest: `bytes_of` reads a blob by the raw id of its entry.
-    pub fn collect(
-        snapshot: &Snapshot,
-        mut bytes_of: impl FnMut(Oid) -> Result<Vec<u8>, String>,
-    ) -> Result<Self, RulesError> {
-        let mut files: HashMap<_, _> = snapshot
-            .ignored_rules()
-            .iter()
-            .map(|(dir, bytes)| (dir.clone(), bytes.clone()))
-            .collect();
-        for (path, entry) in snapshot.notable() {
-            if entry.name != GITIGNORE || entry.kind() != Kind::File {
-                continue;
-            }
-            let (path, id) = (path.clone(), entry.raw());
-            if entry.stat().size > MAX_RULES {
-                return Err(RulesError::TooLarge { path });
-            }
-            let dir = parent(path.as_bytes()).to_vec();
-            let bytes = bytes_of(id).map_err(|why| RulesError::Base { path, id, why })?;
-            files.insert(dir, bytes);
-        }
-        Ok(Self(files))
+    /// Those of a manifest: `blobs` reads a blob by the raw id of its entry.
+    pub fn of(
+        snapshot: Arc<Snapshot>,
+        blobs: impl Fn(Oid) -> Result<Vec<u8>, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(Files { snapshot, blobs: Box::new(blobs), read: FrozenMap::new() }))
     }
 
-    /// The bytes of a directory's `.gitignore`.
-    pub fn get(&self, dir: &[u8]) -> Option<&[u8]> {
-        self.0.get(dir).map(Vec::as_slice)
+    /// The bytes of a directory's `.gitignore` (empty bytes for the root); `None` where there is none.
+    pub fn get(&self, dir: &[u8]) -> Result<Option<&[u8]>, RulesError> {
+        let files = &*self.0;
+        let entry = files.snapshot.row(dir).and_then(|row| row.get(GITIGNORE));
+        let Some(entry) = entry.filter(|entry| entry.kind() == Kind::File) else {
+            return Ok(files.snapshot.ignored_rules().get(dir).map(Vec::as_slice));
+        };
+        if let Some(bytes) = files.read.get(dir) {
+            return Ok(Some(bytes));
+        }
+        let path = || super::manifest::child_path(dir, GITIGNORE);
+        if entry.stat().size > MAX_RULES {
+            return Err(RulesError::TooLarge { path: path() });
+        }
+        let id = entry.raw();
+        let bytes = (files.blobs)(id).map_err(|why| RulesError::Base { path: path(), id, why })?;
+        Ok(Some(files.read.insert(dir.to_vec(), bytes)))
+    }
+
+    /// Whether a directory's `.gitignore` has these bytes, or is not there either; told by the id
+    /// alone.
+    pub fn is(&self, dir: &[u8], bytes: Option<&[u8]>) -> bool {
+        let entry = self.0.snapshot.row(dir).and_then(|row| row.get(GITIGNORE));
+        match (entry.filter(|entry| entry.kind() == Kind::File), bytes) {
+            (Some(entry), Some(bytes)) => {
+                entry.stat().size == bytes.len() as u64 && entry.raw() == blob_id(bytes)
+            }
+            (Some(_), None) => false,
+            (None, bytes) => self.0.snapshot.ignored_rules().get(dir).map(Vec::as_slice) == bytes,
+        }
     }
 }
 
@@ -262,7 +290,7 @@ impl<'a> View<'a> {
             above.clone()
         } else {
             let bytes = match self.source {
-                Source::Base(files) => files.get(dir).map(<[u8]>::to_vec),
+                Source::Base(files) => files.get(dir)?.map(<[u8]>::to_vec),
                 Source::Tree(root) => {
                     read_rules(root, &super::manifest::child_path(dir, GITIGNORE))?
                 }
@@ -374,7 +402,7 @@ mod tests {
             CapturedExcludes { info_exclude: b"secret\r".to_vec(), ..CapturedExcludes::default() };
         let rules = Rules::new(&captured, &Scope::default());
         let mut tree = View::new(&rules, Source::Tree(&root));
-        let empty = BaseRules::default();
+        let empty = BaseRules::of(Arc::default(), |_| Err("nothing".to_owned()));
         let mut base = View::new(&rules, Source::Base(&empty));
         for (name, by_tree, by_base) in [
             ("x.log", true, false),

@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use super::attributes::CapturedAttributes;
 use super::baseline::{Baseline, BaselineError, BaselineRequest, establish};
@@ -168,13 +169,12 @@ impl Tree {
                 kept.insert(packed.raw(), std::fs::read(self.root.path().join(path.as_path())));
             }
         }
-        let rules = BaseRules::collect(&baseline.snapshot, |id| {
-            let bytes = kept.remove(&id).expect("kept").expect("read");
+        let rules = BaseRules::of(Arc::new(baseline.snapshot.clone()), move |id| {
+            let bytes = kept[&id].as_ref().expect("read").clone();
             assert_eq!(blob_id(&bytes), id);
-            kept.insert(id, Ok(bytes.clone()));
             Ok(bytes)
         });
-        (baseline, rules.expect("collected"))
+        (baseline, rules)
     }
 
     fn scan(&self, base: &(Baseline, BaseRules)) -> Scan {
@@ -424,7 +424,7 @@ fn what_is_ignored_since_leaves_the_base() {
     let (baseline, rules) = tree.base();
     assert_eq!(baseline.untracked, []);
     assert_eq!(baseline.snapshot.len(), 2);
-    assert_eq!(rules.get(b""), Some(&b"out/\nloose\n.gitignore\n"[..]));
+    assert_eq!(rules.get(b"").expect("read"), Some(&b"out/\nloose\n.gitignore\n"[..]));
     tree.git(&["init", "-q", "src"]);
     std::fs::create_dir_all(tree.at("other/deep")).expect("made");
     tree.git(&["init", "-q", "other"]);

@@ -8,16 +8,17 @@
 //! an undo removes. The attempt is then settled as after any crash. So is a manifest that was written
 //! meanwhile by somebody who does not hold the lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use elsa::sync::FrozenMap;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction};
 
+use super::manifest::notable::{self, Note};
 use super::manifest::{
     EntryChange, IgnoredRules, ManifestError, Meta, READ_ROW, by_directory, child_path,
-    damaged_row, database, merge, notable_changes, read_row,
+    damaged_row, database, merge, read_row,
 };
 use super::row::{Packed, Row};
 use super::touched::parent;
@@ -135,7 +136,7 @@ pub struct Snapshot {
     rows: HashMap<Arc<[u8]>, Option<Row>>,
     /// Where the other rows are; `None` where there are none.
     source: Option<Arc<Rows>>,
-    notable: BTreeSet<RepoPath>,
+    notable: BTreeMap<RepoPath, Note>,
     ignored_rules: IgnoredRules,
     meta: Meta,
 }
@@ -143,7 +144,7 @@ pub struct Snapshot {
 impl Snapshot {
     pub(super) fn of(
         rows: HashMap<Arc<[u8]>, Row>,
-        notable: BTreeSet<RepoPath>,
+        notable: BTreeMap<RepoPath, Note>,
         ignored_rules: IgnoredRules,
         meta: Meta,
     ) -> Self {
@@ -153,7 +154,7 @@ impl Snapshot {
 
     pub(super) fn by_lookup(
         source: Rows,
-        notable: BTreeSet<RepoPath>,
+        notable: BTreeMap<RepoPath, Note>,
         ignored_rules: IgnoredRules,
         meta: Meta,
     ) -> Self {
@@ -189,10 +190,16 @@ impl Snapshot {
         own.chain(others.map(|(dir, row)| (dir.as_slice(), row)))
     }
 
-    /// The files that git does not track, or whose bytes git holds otherwise; what is called
-    /// `.gitignore` or `.gitattributes`; what is neither file nor directory. By path.
+    /// The files that git does not track, or whose bytes git holds otherwise; what is neither file
+    /// nor directory. By path.
     pub fn notable(&self) -> impl Iterator<Item = (&RepoPath, Packed<'_>)> {
-        self.notable.iter().filter_map(|path| Some((path, self.packed(path)?)))
+        let of_entries = self.notable.iter().filter(|(_, note)| **note == Note::Entry);
+        of_entries.filter_map(|(path, _)| Some((path, self.packed(path)?)))
+    }
+
+    /// Where something is called `.gitattributes`, whatever it is. By path.
+    pub fn attributes(&self) -> impl Iterator<Item = &RepoPath> {
+        self.notable.keys().filter(|path| path.name() == b".gitattributes")
     }
 
     /// One path in its packed form.
@@ -276,12 +283,11 @@ impl Snapshot {
         for (dir, children) in by_directory(changes) {
             let before = self.row(&dir).cloned();
             let after = merge(before.as_ref(), children);
-            for (path, is) in notable_changes(&dir, before.as_ref(), after.as_ref()) {
-                if is {
-                    self.notable.insert(path);
-                } else {
-                    self.notable.remove(&path);
-                }
+            for (path, _, now) in notable::changes(&dir, before.as_ref(), after.as_ref()) {
+                match now {
+                    Some(note) => self.notable.insert(path, note),
+                    None => self.notable.remove(&path),
+                };
             }
             self.rows.insert(dir.into(), after);
         }

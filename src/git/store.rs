@@ -14,6 +14,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bstr::{BString, ByteSlice as _};
 
@@ -125,6 +126,25 @@ pub struct Store {
     alternates: Vec<PathBuf>,
 }
 
+/// The objects of a repository for several threads, one at a time; opened when one is asked for.
+pub struct SharedStore {
+    objects: PathBuf,
+    alternates: Vec<PathBuf>,
+    opened: Mutex<Option<Store>>,
+}
+
+impl SharedStore {
+    /// See [`Store::blob`].
+    pub fn blob(&self, id: Oid) -> Result<Vec<u8>, StoreError> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = &*opened {
+            return store.blob(id);
+        }
+        let store = Store::of(self.objects.clone(), &self.alternates)?;
+        opened.insert(store).blob(id)
+    }
+}
+
 impl Store {
     /// Opens the objects of a repository by its common directory, with the alternates that stand
     /// there now: for the time before a turn. Keep [`Store::alternates`] for [`Store::open_with`].
@@ -134,10 +154,22 @@ impl Store {
 
     /// Opens the objects of a repository by its common directory, with the alternates as captured.
     pub fn open_with(common_dir: &Path, alternates: &[PathBuf]) -> Result<Self, StoreError> {
-        let objects = common_dir.join("objects");
+        Self::of(common_dir.join("objects"), alternates)
+    }
+
+    fn of(objects: PathBuf, alternates: &[PathBuf]) -> Result<Self, StoreError> {
         let mut folders = vec![objects.clone()];
         folders.extend_from_slice(alternates);
         Ok(Self { odb: Odb::open(&folders)?, objects, alternates: alternates.to_vec() })
+    }
+
+    /// The same objects for several threads.
+    pub fn shared(&self) -> SharedStore {
+        SharedStore {
+            objects: self.objects.clone(),
+            alternates: self.alternates.clone(),
+            opened: Mutex::new(None),
+        }
     }
 
     /// The object folders of others that are read too.

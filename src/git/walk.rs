@@ -331,7 +331,10 @@ impl<'a> Worker<'a> {
             }
         }
         let Some(files) = request.base else { return Ok((turn.clone(), turn)) };
-        let base = files.get(&task.dir).filter(|_| !task.base.ignored);
+        if task.base.is(&task.turn) && !task.base.ignored && files.is(&task.dir, disk.as_deref()) {
+            return Ok((turn.clone(), turn));
+        }
+        let base = if task.base.ignored { None } else { files.get(&task.dir)? };
         if task.base.is(&task.turn) && base == disk.as_deref() {
             return Ok((turn.clone(), turn));
         }

@@ -4,7 +4,7 @@
 //! What stands in a tree is the business of `scan_tests`.
 
 use super::*;
-use crate::tx::entry::{GIT_FILE, Stat, Tracked};
+use crate::tx::entry::{GIT_FILE, Kind, Stat, Tracked};
 
 fn path(text: &str) -> RepoPath {
     RepoPath::new(text).expect("valid")
@@ -68,33 +68,56 @@ fn what_is_applied_is_there_after_opening_again() {
     assert_eq!(manifest.meta().expect("meta").generation, before + 2);
 }
 
-/// One of the first version, as it stands on users' disks.
+/// Those of earlier versions, as they stand on users' disks.
 #[test]
-fn a_first_version_is_brought_up_to_date() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let file = dir.path().join("manifest.db");
-    let manifest = filled(&file);
-    let back = "DROP TABLE notable; ALTER TABLE meta DROP COLUMN notable_sum;
+fn earlier_versions_are_brought_up_to_date() {
+    let first = "DROP TABLE notable; ALTER TABLE meta DROP COLUMN notable_sum;
         PRAGMA user_version = 1";
-    manifest.db.execute_batch(back).expect("as it was");
-    let reader = Manifest::open_to_read(&file);
-    assert!(matches!(reader, Err(ManifestError::Missing { .. })), "nobody else migrates");
-    drop(manifest);
-    let mut manifest = Manifest::open(&file).expect("opened");
-    let names = |manifest: &Manifest| {
+    // Its sum is of the paths alone; nobody looks at it any more.
+    let second = "ALTER TABLE notable DROP COLUMN note; UPDATE meta SET notable_sum = 7;
+        PRAGMA user_version = 2";
+    for back in [first, second] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("manifest.db");
+        let mut manifest = filled(&file);
+        let described = manifest.meta().expect("meta").described;
+        let rules = (path("a/.gitignore"), Some(entry(Kind::File, true)));
+        manifest.apply([rules], None, described).expect("applied");
+        manifest.db.execute_batch(back).expect("as it was");
+        let reader = Manifest::open_to_read(&file);
+        assert!(matches!(reader, Err(ManifestError::Missing { .. })), "nobody else migrates");
+        drop(manifest);
+        let mut manifest = Manifest::open(&file).expect("opened");
+        let names = |manifest: &Manifest| {
+            let snapshot = manifest.load().expect("loaded");
+            let by_lookup = manifest.load_by_lookup().expect("loaded");
+            assert!(snapshot.notable().map(|(p, _)| p).eq(by_lookup.notable().map(|(p, _)| p)));
+            snapshot.notable().map(|(path, _)| path.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&manifest), ["a/note"]);
+        let file_of = |name, tracked| (path(name), Some(entry(Kind::File, tracked)));
+        let changes = [
+            (path("a/note"), None),
+            file_of(".gitignore", true),
+            file_of("b/.gitattributes", true),
+            file_of("plain", true),
+        ];
+        manifest.apply(changes, None, described).expect("applied");
+        assert!(names(&manifest).is_empty(), "rules that are tracked are found where they stand");
         let snapshot = manifest.load().expect("loaded");
-        snapshot.notable().map(|(path, _)| path.to_string()).collect::<Vec<_>>()
-    };
-    assert_eq!(names(&manifest), ["a/note"]);
-    let described = manifest.meta().expect("meta").described;
-    let file_of = |name| (path(name), Some(entry(Kind::File, true)));
-    let changes = [(path("a/note"), None), file_of(".gitignore"), file_of("plain")];
-    manifest.apply(changes, None, described).expect("applied");
-    assert_eq!(names(&manifest), [".gitignore"]);
-    let by_lookup = manifest.load_by_lookup().expect("loaded");
-    assert_eq!(by_lookup.len(), manifest.load().expect("loaded").len());
-    manifest.db.execute("DELETE FROM notable", []).expect("lost");
-    assert!(matches!(manifest.load(), Err(ManifestError::Damaged { .. })));
+        assert!(snapshot.attributes().eq([&path("b/.gitattributes")]));
+        let untracked = [file_of("a/.gitignore", false), file_of(".gitignore", false)];
+        manifest.apply(untracked, None, described).expect("applied");
+        assert_eq!(names(&manifest), [".gitignore", "a/.gitignore"]);
+        manifest.apply([file_of(".gitignore", true)], None, described).expect("applied");
+        assert_eq!(names(&manifest), ["a/.gitignore"]);
+        assert_eq!(manifest.load_by_lookup().expect("loaded").len(), snapshot.len());
+        let note = "UPDATE notable SET note = 1 WHERE path = CAST('a/.gitignore' AS BLOB)";
+        assert_eq!(manifest.db.execute(note, []).expect("spoilt"), 1);
+        assert!(matches!(manifest.load(), Err(ManifestError::Damaged { .. })), "it would be lost");
+        manifest.db.execute("DELETE FROM notable", []).expect("lost");
+        assert!(matches!(manifest.load(), Err(ManifestError::Damaged { .. })));
+    }
 }
 
 #[test]

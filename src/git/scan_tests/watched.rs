@@ -8,6 +8,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -113,8 +114,9 @@ pub(super) fn rules_of(tree: &Tree, baseline: &Baseline) -> BaseRules {
             kept.insert(packed.raw(), bytes);
         }
     }
-    BaseRules::collect(&baseline.snapshot, |id| kept.get(&id).cloned().ok_or(String::new()))
-        .expect("collected")
+    BaseRules::of(Arc::new(baseline.snapshot.clone()), move |id| {
+        kept.get(&id).cloned().ok_or(String::new())
+    })
 }
 
 fn small() -> Tree {

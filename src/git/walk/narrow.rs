@@ -37,9 +37,9 @@ pub(super) fn carry_over(
     };
     let mut attributes: BTreeSet<Vec<u8>> =
         std::mem::take(&mut all.attributes).into_iter().collect();
-    for (path, child) in request.snapshot.notable() {
+    for path in request.snapshot.attributes() {
         let dir = parent(path.as_bytes());
-        if child.name == GITATTRIBUTES && !attributes.contains(dir) && holds(dir, GITATTRIBUTES)? {
+        if !attributes.contains(dir) && holds(dir, GITATTRIBUTES)? {
             attributes.insert(dir.to_vec());
         }
     }
