@@ -10,6 +10,12 @@
 
 use std::os::fd::{AsFd, AsRawFd as _};
 
+/// Has the kernel begin to write the bytes of a file, of which more are to come.
+pub fn begin(file: impl AsFd) {
+    // SAFETY: as below.
+    unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// Has the kernel write the bytes of all these files, and waits until it has.
 pub fn write_back<F: AsFd>(files: &[F]) {
     let begin = libc::SYNC_FILE_RANGE_WRITE;

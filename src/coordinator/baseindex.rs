@@ -20,14 +20,14 @@ use std::path::Path;
 use super::base::FoundIndex;
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
+use super::newindex::NewIndex;
 use super::place::Place;
 use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::durable;
 use crate::base::hex::hex;
-use crate::git::index::{Index, IndexError, Meaning};
-use crate::git::index_known::{self, IndexDigest, Trailer};
-use crate::git::index_splice;
+use crate::git::index::Index;
+use crate::git::index_known::{self, IndexDigest};
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::path::RepoPath;
 
@@ -36,19 +36,6 @@ pub(super) const NAME: &str = "index.base";
 
 /// From so many bytes on an index is large: to hash it takes longer than the syncs of a second name.
 const LARGE: u64 = 1 << 20;
-
-/// An index that was made for a promotion.
-#[derive(Clone, Copy, Debug)]
-pub struct NewIndex {
-    /// Of its bytes.
-    pub digest: IndexDigest,
-    /// Its last bytes.
-    pub trailer: Trailer,
-    /// What it means.
-    pub meaning: Meaning,
-    /// A tree says all of it.
-    pub is_plain: bool,
-}
 
 impl Driver<'_> {
     /// Notes how the index looks at the end of an attempt, for the next one, where it is known that
@@ -87,20 +74,6 @@ impl Driver<'_> {
             self.session.place.note_index(&noted);
         }
         Ok(())
-    }
-}
-
-impl NewIndex {
-    /// What is to be known of the bytes.
-    pub(super) fn of(bytes: &[u8]) -> Result<Self, IndexError> {
-        let (digest, trailer) = (index_known::digest(bytes), index_known::trailer(bytes));
-        let (meaning, is_plain) = if let Some(meaning) = index_splice::meaning(bytes) {
-            (meaning, true)
-        } else {
-            let index = Index::parse(bytes)?;
-            (index.meaning(), index.is_plain())
-        };
-        Ok(Self { digest, trailer, meaning, is_plain })
     }
 }
 

@@ -11,21 +11,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::baseindex::{self, NewIndex};
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
+use super::newindex::NewIndex;
 use super::seal::signature;
 use super::undo::lock_stop;
 use super::validate::difference_stop;
 use crate::base::fault::{self, Point};
-use crate::base::hex::hex;
 use crate::gate::{Answer, EmbeddedGate};
-use crate::git::index::{self, Index, IndexChange, IndexError};
+use crate::git::index_known;
 use crate::git::judge;
 use crate::git::locks;
 use crate::git::promote::{self, Move};
-use crate::git::store::Held;
-use crate::git::{index_known, index_splice};
 use crate::journal::{Change as LedgerChange, LedgerError};
 use crate::tx::cause::QuarantineReason;
 use crate::tx::entry::Change;
@@ -39,13 +36,6 @@ use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
 /// cancel may take to be acted on.
 const A_REBASE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
-
-/// An index of so many bytes is worth a second thread.
-const LARGE: usize = 256 << 10;
-
-fn parsed(bytes: Option<&[u8]>) -> Result<Index, IndexError> {
-    bytes.map_or_else(|| Ok(Index::empty()), Index::parse)
-}
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
     Stop::Quarantine(QuarantineReason::PromoteBlocked { why: chain(error) })
@@ -124,34 +114,7 @@ impl Driver<'_> {
         }
         self.meet_drift(seal)?;
         self.session.warmth.borrow_mut().rest();
-        let new_index = self.new_index(seal)?;
-        self.live.index_changes = Some(new_index.is_some());
-        // What is known of the bytes is found out while they are written.
-        let prepare = || {
-            let bytes = new_index.as_deref();
-            promote::prepare(held, seal.sealed_head, seal.candidate, bytes)
-                .map_err(|error| Stop::seal_blocked(&error))
-        };
-        let Some(bytes) = new_index.as_deref() else { return prepare() };
-        let (prepared, known) = if bytes.len() < LARGE {
-            (prepare(), NewIndex::of(bytes))
-        } else {
-            std::thread::scope(|scope| {
-                let hashing = scope.spawn(|| NewIndex::of(bytes));
-                let prepared = prepare();
-                let known = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                (prepared, known)
-            })
-        };
-        prepared?;
-        let known = known.map_err(|error| Stop::damaged(chain(&error)))?;
-        index_known::remember(known.digest, known.meaning);
-        if let Ok(Some(file)) = target.pending_file(locks::Guarded::Index) {
-            let git_dir = self.session.workspace.git_dir();
-            index_known::written(git_dir, &file, known.digest, known.trailer);
-        }
-        self.live.new_index = Some(known);
-        Ok(())
+        self.prepare(seal, target, held)
     }
 
     /// What somebody changed since the seal: pinned, and by the setting left, put back or held.
@@ -189,70 +152,6 @@ impl Driver<'_> {
                 Ok(())
             }
         }
-    }
-
-    /// The index that stands for the candidate; `None` where it need not change.
-    fn new_index(&mut self, seal: &Seal) -> Result<Option<Vec<u8>>, Stop> {
-        let unreadable = |error: &dyn std::error::Error| Stop::damaged(chain(error));
-        let git_dir = self.session.workspace.git_dir();
-        let digest = index_known::digest_now(git_dir)?;
-        let same_as_base = digest.map(|digest| hex(&digest)) == self.spec.index_digest;
-        if same_as_base && seal.tree == self.spec.base_tree {
-            return Ok(None);
-        }
-        let old = index::load(git_dir)?;
-        if same_as_base {
-            // The index is the base's, so the trees tell what differs.
-            let wanted = self.session.store.diff_trees(self.spec.base_tree, seal.tree)?;
-            let wanted = wanted.into_iter().map(|(path, _, after)| (path, after)).collect();
-            let changes = self.index_changes(wanted)?;
-            if changes.is_empty() {
-                return Ok(None);
-            }
-            if let Some(old) = old.as_deref().filter(|old| old.len() >= LARGE) {
-                let (is_whole, spliced) = std::thread::scope(|scope| {
-                    let checking = scope.spawn(|| index_splice::is_whole(old));
-                    let spliced = index_splice::splice(old, &changes);
-                    let is_whole =
-                        checking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    (is_whole, spliced)
-                });
-                if let Some(spliced) = spliced.filter(|_| is_whole) {
-                    return Ok(Some(spliced));
-                }
-            }
-            let current = parsed(old.as_deref()).map_err(|e| unreadable(&e))?;
-            return Ok(Some(current.with_changes(&changes, None).to_bytes()));
-        }
-        let current = parsed(old.as_deref()).map_err(|e| unreadable(&e))?;
-        let wanted = current
-            .differs_from_tree(&self.session.store, seal.tree)
-            .map_err(|e| unreadable(&e))?;
-        let base = self.base_index()?;
-        let changes = self.index_changes(wanted)?;
-        Ok(Some(current.with_changes(&changes, base.as_ref()).to_bytes()))
-    }
-
-    fn index_changes(
-        &mut self,
-        wanted: Vec<(RepoPath, Option<Held>)>,
-    ) -> Result<Vec<IndexChange>, Stop> {
-        let view = self.sealed_view()?;
-        let change = |(path, held): (RepoPath, Option<Held>)| {
-            // After a crash git shall compare the bytes: see `sealed_view`.
-            let stat = view.snapshot.get(&path).map(|entry| entry.stat);
-            let stat = stat.filter(|_| !view.of_earlier);
-            IndexChange { to: held.map(|(mode, id)| (mode, id, stat)), path }
-        };
-        Ok(wanted.into_iter().map(change).collect())
-    }
-
-    fn base_index(&self) -> Result<Option<Index>, Stop> {
-        if self.spec.index_digest.is_none() {
-            return Ok(None);
-        }
-        let bytes = baseindex::saved(self.session, &self.key, &self.spec)?;
-        Index::parse(&bytes).map(Some).map_err(|error| Stop::damaged(chain(&error)))
     }
 
     /// Asks for SUCCESS; the verdict and what follows from it are one db transaction.

@@ -105,7 +105,7 @@ pub struct Live {
     /// Whether promotion gives the index another meaning.
     pub index_changes: Option<bool>,
     /// The index that promotion puts in place; it agrees with the candidate's tree.
-    pub new_index: Option<super::baseindex::NewIndex>,
+    pub new_index: Option<super::newindex::NewIndex>,
     /// git's locks, held across the gate.
     pub held: Option<crate::git::locks::HeldLocks>,
     /// Where the time goes.

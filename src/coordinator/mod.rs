@@ -25,6 +25,7 @@ mod held;
 pub mod init;
 mod laps;
 mod leftovers;
+mod newindex;
 mod notify;
 mod observe;
 pub mod outcome;

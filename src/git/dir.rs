@@ -51,6 +51,9 @@ pub struct Identity {
     inode: u64,
 }
 
+/// Writes what a new file is to have.
+pub type WriteFile<'a> = &'a mut dyn FnMut(&mut File) -> io::Result<()>;
+
 /// A held folder.
 #[derive(Debug)]
 pub(crate) struct Dir {
@@ -193,13 +196,18 @@ impl Dir {
     /// anything stands there. A file that could not be written whole does not stay: as a lock it
     /// would keep everybody out.
     pub(crate) fn create(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
+        self.create_by(name, &mut |file| file.write_all(bytes))
+    }
+
+    /// As [`Dir::create`], by whoever writes the bytes.
+    pub(crate) fn create_by(&self, name: &[u8], write: WriteFile<'_>) -> Result<(), DirError> {
         let fail = |e: io::Error| DirError::new("make", &self.path_of(name), e);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         let fd = self
             .open_beneath(name, flags, Mode::from_raw_mode(0o666))
             .map_err(|e| fail(e.into()))?;
         let mut file = File::from(fd);
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|error| {
+        write(&mut file).and_then(|()| file.sync_all()).map_err(|error| {
             let _ = self.unlink(name);
             fail(error)
         })
@@ -208,9 +216,14 @@ impl Dir {
     /// Puts `bytes` at `name` whole; its name is durable after [`Dir::sync`]. What a crash left
     /// under the temporary name (`<name>.new`) is replaced.
     pub(crate) fn place(&self, name: &[u8], bytes: &[u8]) -> Result<(), DirError> {
+        self.place_by(name, &mut |file| file.write_all(bytes))
+    }
+
+    /// As [`Dir::place`], by whoever writes the bytes.
+    pub(crate) fn place_by(&self, name: &[u8], write: WriteFile<'_>) -> Result<(), DirError> {
         let temporary = [name, b".new"].concat();
         self.unlink(&temporary)?;
-        self.create(&temporary, bytes)?;
+        self.create_by(&temporary, write)?;
         self.rename(&temporary, self, name)
     }
 

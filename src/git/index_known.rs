@@ -25,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::dir::{Dir, DirError};
 use super::index::{Index, IndexError, Meaning};
+use super::index_splice;
 use super::root::seen_of;
 use super::scan::stat_is_proof;
 use crate::base::clock::file_clock_ns;
@@ -37,7 +38,8 @@ const NAME: &str = "index";
 /// How many are remembered: those of before and after an attempt, with room.
 const MOST: usize = 8;
 
-/// SHA-256 of the bytes of an index file: equal means equal, different means nothing.
+/// What tells the bytes of an index file from all others. Two that mean something else differ as
+/// surely as by SHA-256; two that differ in times or extensions alone, by SHA-1, as git's trailer.
 pub type IndexDigest = [u8; 32];
 
 /// The last twenty bytes of an index file.
@@ -88,7 +90,8 @@ pub struct Noted {
     seen: Seen,
     /// A power loss may take bytes and leave stat data.
     boot_id: String,
-    /// Of its bytes.
+    /// Of its bytes. Until 26 November 2026 another one was called `digest`.
+    #[serde(rename = "told_by")]
     pub digest: IndexDigest,
     /// What it means.
     pub meaning: Meaning,
@@ -101,9 +104,18 @@ pub struct Noted {
 static FILES: Mutex<VecDeque<SeenFile>> = Mutex::new(VecDeque::new());
 static MEANINGS: Mutex<VecDeque<(IndexDigest, Meaning)>> = Mutex::new(VecDeque::new());
 
-/// SHA-256 of bytes.
+/// Of the bytes of an index file.
 pub fn digest(bytes: &[u8]) -> IndexDigest {
-    Sha256::digest(bytes).into()
+    let plain = bytes.split_last_chunk().zip(index_splice::meaning(bytes));
+    match plain {
+        Some(((body, trailer), meaning)) => digest_by(Sha1::digest(body).into(), *trailer, meaning),
+        None => Sha256::digest(bytes).into(),
+    }
+}
+
+/// Of an index of the form that is spliced, by the SHA-1 of what is before its trailer.
+pub fn digest_by(sum: Trailer, trailer: Trailer, meaning: Meaning) -> IndexDigest {
+    Sha256::digest([b"index of\0".as_slice(), &sum, &trailer, &meaning.0].concat()).into()
 }
 
 /// The trailer of the bytes of an index; zeros where there is none.
@@ -289,6 +301,50 @@ pub fn looks_known(git_dir: &Path, digest: IndexDigest) -> Result<bool, DirError
     Ok(files.iter().any(is_like))
 }
 
+/// An index file whose bytes are known, for reading them once more.
+#[derive(Debug)]
+pub struct KnownFile {
+    file: File,
+    seen: Seen,
+}
+
+impl KnownFile {
+    /// The index file of a git directory, where it looks like the one with this digest.
+    pub fn open(git_dir: &Path, digest: IndexDigest) -> Result<Option<Self>, DirError> {
+        let Some(file) = open_now(git_dir)? else { return Ok(None) };
+        let Ok(now) = look(&file) else { return Ok(None) };
+        let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = |wanted| {
+            let mut of_digest = files.iter().filter(|known| known.digest == digest);
+            of_digest.any(|known| known.git_dir == git_dir && known.seen.likeness(&now) == wanted)
+        };
+        let stat_is_proof = known(Likeness::Same);
+        let is_known = stat_is_proof || known(Likeness::IfWhole);
+        Ok(is_known.then_some(Self { file, seen: Seen { stat_is_proof, ..now } }))
+    }
+
+    /// The file, at its beginning.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How many bytes it has.
+    pub const fn size(&self) -> u64 {
+        self.seen.stat.size
+    }
+
+    /// Whether its looks are no proof: then its bytes have to fit its trailer.
+    pub const fn is_to_be_checked(&self) -> bool {
+        !self.seen.stat_is_proof
+    }
+
+    /// Whether it still looks as it did when it was opened.
+    pub fn is_still(&self) -> bool {
+        look(&self.file)
+            .is_ok_and(|now| now.stat == self.seen.stat && now.trailer == self.seen.trailer)
+    }
+}
+
 fn known_file(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
     let Some(file) = open_now(git_dir)? else { return Ok(None) };
     let Ok(now) = look(&file) else { return Ok(None) };
@@ -375,6 +431,27 @@ mod tests {
         std::fs::remove_file(git_dir.join(NAME)).expect("removed");
         assert_eq!(digest_now(&git_dir).expect("looked"), None);
         assert_eq!(meaning_now(&git_dir).expect("looked"), None);
+    }
+
+    /// Of a plain one, of one with a flag, and of what is no index.
+    #[test]
+    fn every_byte_counts() {
+        let repo = Repo::new();
+        repo.commit("a", "one\n");
+        repo.git(&["status"]);
+        let read = || read(&repo.git_dir()).expect("read").expect("there").0;
+        let plain = read();
+        repo.git(&["update-index", "--assume-unchanged", "a"]);
+        for mut bytes in [plain, read(), b"DIRC".to_vec()] {
+            let first = digest(&bytes);
+            for at in 0..bytes.len() {
+                bytes[at] ^= 4;
+                assert_ne!(digest(&bytes), first, "{at}");
+                bytes[at] ^= 4;
+            }
+            bytes.push(0);
+            assert_ne!(digest(&bytes), first);
+        }
     }
 
     /// In place, with the old trailer and the old time: git takes such an index for good.

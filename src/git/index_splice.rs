@@ -1,26 +1,168 @@
 //! An index with a few changes, made of the bytes of the one before: what lies between the changes is
-//! copied as it is. At 100,000 entries a sixth of what taking it apart and putting it together costs.
+//! copied as it is, piece by piece, so that none of the two is ever in memory whole. What is to be known
+//! of the new one is found out by a second thread while it is written.
 //!
 //! # Limitations
 //! Versions 2 and 3, and only entries without flags and stages; for all others there is
 //! [`super::index::Index`].
+
+use std::cmp::Ordering;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::iter::Peekable;
+use std::ops::Range;
+use std::sync::mpsc::channel;
+use std::vec;
 
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 
 use super::index::{EXTENDED, FIXED, IndexChange, Meaning, NAME_MASK};
 use super::index_form::{stat_words, word};
+use super::index_known::{IndexDigest, Trailer, digest_by};
+use crate::base::{spread, writeback};
+use crate::tx::path::RepoPath;
 
 /// Signature, version, number of entries.
 const HEAD: usize = 12;
 const SUM: usize = 20;
+/// How much is read, and handed on, at once.
+const PIECE: usize = 256 << 10;
+/// After so many bytes the disk is set to work.
+const WRITTEN: usize = 2 << 20;
+
+/// No index was made of the old one this way.
+#[derive(Debug, thiserror::Error)]
+pub enum SpliceError {
+    /// It is of another form, damaged, or does not have what it was thought to have.
+    #[error("the index cannot be spliced")]
+    Form,
+    /// The system said no.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The index that is changed.
+pub struct Old<'a> {
+    /// Its bytes, from their beginning.
+    pub from: &'a File,
+    /// How many there are.
+    pub size: u64,
+    /// Its trailer is to be that of its bytes (or left out, `index.skipHash`).
+    pub check: bool,
+    /// By how many entries the changes make it longer.
+    pub grows: i64,
+}
+
+/// What is known of an index that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Of its bytes.
+    pub digest: IndexDigest,
+    /// Its last bytes.
+    pub trailer: Trailer,
+    /// What it means, as [`super::index::Index::meaning`] says it.
+    pub meaning: Meaning,
+}
+
+/// Writes the old index with the changes in it, without extensions.
+///
+/// Give the changes by path, each once, as a comparison of two trees tells them: a file that takes
+/// the place of a directory comes with the paths that go.
+pub fn write(
+    old: &Old<'_>,
+    changes: Vec<IndexChange>,
+    to: &mut File,
+) -> Result<Written, SpliceError> {
+    let (send, receive) = channel::<Vec<u8>>();
+    let (back, again) = channel::<Vec<u8>>();
+    let find_out = move || {
+        let mut found = Found::default();
+        for piece in receive {
+            found.take(&piece);
+            // Who writes may have enough of them.
+            let _ = back.send(piece);
+        }
+        found.finish()
+    };
+    let mut file: &File = to;
+    let copy = move || {
+        let (mut piece, mut written) = (Vec::with_capacity(PIECE), 0);
+        let mut hand_on = |piece: &mut Vec<u8>, at_least: usize| -> io::Result<()> {
+            if piece.len() < at_least {
+                return Ok(());
+            }
+            file.write_all(piece)?;
+            written += piece.len();
+            if written >= WRITTEN {
+                written = 0;
+                writeback::begin(file);
+            }
+            let mut next = again.try_recv().unwrap_or_default();
+            next.clear();
+            // It hears as long as this goes on.
+            let _ = send.send(std::mem::replace(piece, next));
+            Ok(())
+        };
+        splice(old, changes, &mut |bytes| {
+            piece.extend_from_slice(bytes);
+            hand_on(&mut piece, PIECE)
+        })?;
+        hand_on(&mut piece, 1)?;
+        Ok(())
+    };
+    let (copied, found): (Result<(), SpliceError>, Written) =
+        if old.size < PIECE as u64 { (copy(), find_out()) } else { spread::beside(copy, find_out) };
+    copied?;
+    to.write_all(&found.trailer)?;
+    Ok(found)
+}
+
+/// What is found out of an index piece by piece: its head, then whole entries.
+#[derive(Default)]
+struct Found {
+    has_head: bool,
+    sum: Sha1,
+    meaning: Sha256,
+    words: Vec<u8>,
+}
+
+impl Found {
+    fn take(&mut self, piece: &[u8]) {
+        self.sum.update(piece);
+        let body = if self.has_head { piece } else { &piece[HEAD..] };
+        self.has_head = true;
+        self.words.clear();
+        let mut entries = Entries { body, at: 0, left: usize::MAX };
+        while let Some(Some(entry)) = entries.next() {
+            entry.put_meaning(&mut self.words);
+        }
+        debug_assert_eq!(entries.at, body.len(), "pieces are whole entries");
+        self.meaning.update(&self.words);
+    }
+
+    fn finish(self) -> Written {
+        let trailer = self.sum.finalize().into();
+        let meaning = Meaning(self.meaning.finalize().into());
+        Written { digest: digest_by(trailer, trailer, meaning), trailer, meaning }
+    }
+}
 
 struct Entry<'a> {
     name: &'a [u8],
     mode: &'a [u8],
     id: &'a [u8],
-    /// Where the next one begins.
-    end: usize,
+}
+
+impl Entry<'_> {
+    /// What counts of it: see [`super::index::Index::meaning`].
+    fn put_meaning(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.mode);
+        out.extend_from_slice(self.id);
+        out.extend_from_slice(&[0, 0]);
+        out.extend_from_slice(self.name);
+        out.push(0);
+    }
 }
 
 /// The entries of an index of this form; `None` where it is of another.
@@ -45,94 +187,199 @@ impl<'a> Entries<'a> {
         if self.left == 0 {
             return Some(None);
         }
-        let fixed = self.body.get(self.at..self.at + FIXED + 2)?;
-        let flags = u16::from_be_bytes([fixed[FIXED], fixed[FIXED + 1]]);
-        // No flag and no stage.
-        if flags & !NAME_MASK != 0 {
-            return None;
-        }
-        let start = self.at + FIXED + 2;
-        let length = match flags & NAME_MASK {
-            NAME_MASK => self.body.get(start..)?.iter().position(|byte| *byte == 0)?,
-            length => usize::from(length),
-        };
-        let name = self.body.get(start..start + length)?;
-        let used = FIXED + 2 + length;
-        let end = self.at + (used / 8 + 1) * 8;
-        (end <= self.body.len()).then_some(())?;
-        self.at = end;
+        let rest = self.body.get(self.at..)?;
+        let Extent::Known { name, size } = extent(rest)? else { return None };
+        let bytes = rest.get(..size)?;
+        self.at += size;
         self.left -= 1;
-        Some(Some(Entry { name, mode: &fixed[24..28], id: &fixed[40..60], end }))
-    }
-
-    /// Whether what follows the entries can be left out: extensions with a capital letter.
-    fn has_only_optional(&self) -> bool {
-        let mut rest = &self.body[self.at..];
-        while !rest.is_empty() {
-            let Some((head, more)) = rest.split_at_checked(8) else { return false };
-            let length = usize::try_from(word(&head[4..])).unwrap_or(usize::MAX);
-            let Some((_, more)) = more.split_at_checked(length) else { return false };
-            if !head[0].is_ascii_uppercase() {
-                return false;
-            }
-            rest = more;
-        }
-        true
+        Some(Some(Entry { name: &bytes[name], mode: &bytes[24..28], id: &bytes[40..60] }))
     }
 }
 
-/// Whether the checksum at the end is that of all before it, or left out (`index.skipHash`).
-pub fn is_whole(bytes: &[u8]) -> bool {
-    let Some((body, sum)) = bytes.split_last_chunk::<SUM>() else { return false };
-    *sum == [0; SUM] || Sha1::digest(body).as_slice() == sum
+/// How far an entry reaches.
+enum Extent {
+    /// Its name, and all of it.
+    Known { name: Range<usize>, size: usize },
+    /// More bytes than these are needed to tell.
+    More,
 }
 
-/// The bytes with the changes in them, without extensions; `None` where they are of another form, or
-/// a path that is added is one of a directory that stays.
-///
-/// Give the changes by path, each once, as a comparison of two trees tells them: a file that takes
-/// the place of a directory comes with the paths that go.
-pub fn splice(old: &[u8], changes: &[IndexChange]) -> Option<Vec<u8>> {
-    let mut entries = Entries::of(old)?;
-    let mut changes: Vec<&IndexChange> = changes.iter().collect();
-    changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    let mut changes = changes.into_iter().peekable();
-    let mut out = Vec::with_capacity(old.len() + changes.len() * 128);
-    out.extend_from_slice(&old[..HEAD]);
-    let mut count = u32::try_from(entries.left).ok()?;
-    // What was not copied yet begins here.
-    let mut from = HEAD;
-    loop {
-        let start = entries.at;
-        let entry = entries.next()?;
-        let name = entry.as_ref().map(|entry| entry.name);
-        while let Some(change) =
-            changes.next_if(|change| name.is_none_or(|name| change.path.as_bytes() <= name))
-        {
-            out.extend_from_slice(&old[from..start]);
-            from = start;
-            if let Some(entry) = entry.as_ref().filter(|e| e.name == change.path.as_bytes()) {
-                from = entry.end;
-                count -= 1;
-            }
-            if let Some((mode, id, stat)) = change.to {
-                put(&mut out, change.path.as_bytes(), mode, id.as_bytes(), stat.as_ref());
-                count += 1;
-            }
-        }
-        if entry.is_none() {
-            break;
-        }
-    }
-    if !entries.has_only_optional() {
+/// How far the entry that begins these bytes reaches; `None` where it has a flag or a stage.
+fn extent(bytes: &[u8]) -> Option<Extent> {
+    const NAME: usize = FIXED + 2;
+    let Some(flags) = bytes.get(FIXED..NAME) else { return Some(Extent::More) };
+    let flags = u16::from_be_bytes([flags[0], flags[1]]);
+    if flags & !NAME_MASK != 0 {
         return None;
     }
-    out.extend_from_slice(&old[from.min(entries.at)..entries.at]);
-    out[4..8].copy_from_slice(&2_u32.to_be_bytes());
-    out[8..HEAD].copy_from_slice(&count.to_be_bytes());
-    let sum = Sha1::digest(&out);
-    out.extend_from_slice(&sum);
-    Some(out)
+    let length = match flags & NAME_MASK {
+        NAME_MASK => match bytes[NAME..].iter().position(|byte| *byte == 0) {
+            Some(length) => length,
+            None => return Some(Extent::More),
+        },
+        length => usize::from(length),
+    };
+    let used = NAME + length;
+    Some(Extent::Known { name: NAME..used, size: (used / 8 + 1) * 8 })
+}
+
+/// Whether what follows the entries can be left out: extensions with a capital letter.
+fn has_only_optional(mut rest: &[u8]) -> bool {
+    while !rest.is_empty() {
+        let Some((head, more)) = rest.split_at_checked(8) else { return false };
+        let length = usize::try_from(word(&head[4..])).unwrap_or(usize::MAX);
+        let Some((_, more)) = more.split_at_checked(length) else { return false };
+        if !head[0].is_ascii_uppercase() {
+            return false;
+        }
+        rest = more;
+    }
+    true
+}
+
+/// Takes what is to stand in the new index: its head, then whole entries, in any portions.
+type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> io::Result<()>;
+
+/// An old index while it is read.
+struct Source<'a> {
+    from: &'a File,
+    hash: Option<Sha1>,
+    /// Bytes before the trailer that were not read yet.
+    left: u64,
+    held: Vec<u8>,
+    /// What is held from here on has not been handed on.
+    run: usize,
+    /// The next entry.
+    at: usize,
+}
+
+impl Source<'_> {
+    /// Reads on; what is done with is handed on.
+    fn more(&mut self, sink: Sink<'_>) -> Result<(), SpliceError> {
+        self.hand_on(sink)?;
+        self.held.drain(..self.at);
+        (self.run, self.at) = (0, 0);
+        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(PIECE);
+        let start = self.held.len();
+        self.held.resize(start + want, 0);
+        let count = self.from.read(&mut self.held[start..])?;
+        self.held.truncate(start + count);
+        // Cut off, or an entry that is not whole.
+        if count == 0 {
+            return Err(SpliceError::Form);
+        }
+        self.left -= count as u64;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&self.held[start..]);
+        }
+        Ok(())
+    }
+
+    fn hand_on(&mut self, sink: Sink<'_>) -> io::Result<()> {
+        if self.run < self.at {
+            sink(&self.held[self.run..self.at])?;
+            self.run = self.at;
+        }
+        Ok(())
+    }
+
+    /// The extents of the next entry in what is held.
+    fn entry(&mut self, sink: Sink<'_>) -> Result<(Range<usize>, usize), SpliceError> {
+        loop {
+            if let Extent::Known { name, size } =
+                extent(&self.held[self.at..]).ok_or(SpliceError::Form)?
+                && self.held.len() - self.at >= size
+            {
+                return Ok((self.at + name.start..self.at + name.end, self.at + size));
+            }
+            self.more(sink)?;
+        }
+    }
+
+    /// What is before the trailer, to its end; and the trailer.
+    fn rest(&mut self) -> io::Result<(Vec<u8>, Trailer)> {
+        let mut rest = self.held.split_off(self.at);
+        let held = rest.len();
+        self.from.take(self.left).read_to_end(&mut rest)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&rest[held..]);
+        }
+        let mut trailer = Trailer::default();
+        self.from.read_exact(&mut trailer)?;
+        Ok((rest, trailer))
+    }
+}
+
+fn splice(old: &Old<'_>, mut changes: Vec<IndexChange>, sink: Sink<'_>) -> Result<(), SpliceError> {
+    let mut source = Source {
+        from: old.from,
+        hash: old.check.then(Sha1::new),
+        left: old.size.checked_sub(SUM as u64).ok_or(SpliceError::Form)?,
+        held: Vec::new(),
+        run: 0,
+        at: 0,
+    };
+    while source.held.len() < HEAD {
+        source.more(sink)?;
+    }
+    let version = word(&source.held[4..8]);
+    if !source.held.starts_with(b"DIRC") || !(version == 2 || version == 3) {
+        return Err(SpliceError::Form);
+    }
+    let mut left = word(&source.held[8..HEAD]);
+    let count = u32::try_from(i64::from(left) + old.grows).map_err(|_| SpliceError::Form)?;
+    let mut is = i64::from(left);
+    sink(&[b"DIRC".as_slice(), &2_u32.to_be_bytes(), &count.to_be_bytes()].concat())?;
+    (source.run, source.at) = (HEAD, HEAD);
+    changes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    let mut changes = changes.into_iter().peekable();
+    loop {
+        if left == 0 {
+            is += put_before(None, &mut source, &mut changes, sink)?;
+            break;
+        }
+        let (name, end) = source.entry(sink)?;
+        is += put_before(Some((name, end)), &mut source, &mut changes, sink)?;
+        source.at = end;
+        left -= 1;
+    }
+    source.hand_on(sink)?;
+    let (rest, trailer) = source.rest()?;
+    let sum = source.hash.map(|hash| Trailer::from(hash.finalize()));
+    let is_whole = sum.is_none_or(|sum| sum == trailer || trailer == Trailer::default());
+    if is_whole && has_only_optional(&rest) && is == i64::from(count) {
+        Ok(())
+    } else {
+        Err(SpliceError::Form)
+    }
+}
+
+/// Hands on what comes before an entry (or the end), and what takes its place; says by how many
+/// entries that is more.
+fn put_before(
+    entry: Option<(Range<usize>, usize)>,
+    source: &mut Source<'_>,
+    changes: &mut Peekable<vec::IntoIter<IndexChange>>,
+    sink: Sink<'_>,
+) -> io::Result<i64> {
+    let mut more = 0;
+    let standing = |held: &[u8], path: &RepoPath| {
+        entry.as_ref().map_or(Ordering::Less, |(name, _)| path.as_bytes().cmp(&held[name.clone()]))
+    };
+    while let Some(change) = changes.next_if(|c| standing(&source.held, &c.path).is_le()) {
+        source.hand_on(sink)?;
+        if let (Some((_, end)), Ordering::Equal) = (&entry, standing(&source.held, &change.path)) {
+            source.run = *end;
+            more -= 1;
+        }
+        if let Some((mode, id, stat)) = change.to {
+            let mut bytes = Vec::new();
+            put(&mut bytes, change.path.as_bytes(), mode, id.as_bytes(), stat.as_ref());
+            sink(&bytes)?;
+            more += 1;
+        }
+    }
+    Ok(more)
 }
 
 fn put(
@@ -161,31 +408,76 @@ fn put(
 /// of another.
 pub fn meaning(bytes: &[u8]) -> Option<Meaning> {
     let mut entries = Entries::of(bytes)?;
-    let mut hash = Sha256::new();
+    let (mut hash, mut words) = (Sha256::new(), Vec::with_capacity(PIECE));
     while let Some(entry) = entries.next()? {
-        hash.update(entry.mode);
-        hash.update(entry.id);
-        hash.update([0, 0]);
-        hash.update(entry.name);
-        hash.update([0]);
+        entry.put_meaning(&mut words);
+        if words.len() >= PIECE {
+            hash.update(&words);
+            words.clear();
+        }
     }
-    Some(Meaning(hash.finalize().into()))
+    hash.update(&words);
+    has_only_optional(&entries.body[entries.at..]).then(|| Meaning(hash.finalize().into()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::Seek as _;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::git::index::Index;
+    use crate::git::index_known;
     use crate::tx::id::Oid;
-    use crate::tx::path::RepoPath;
 
     fn change(name: &str, id: Option<u8>) -> IndexChange {
         let to = id.map(|id| (0o100_644, Oid::from_bytes([id; 20]), None));
         IndexChange { path: RepoPath::new(name).expect("valid"), to }
+    }
+
+    fn file_of(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().expect("made");
+        file.write_all(bytes).and_then(|()| file.rewind()).expect("written");
+        file
+    }
+
+    /// The bytes that are written, and what is said of them.
+    fn spliced(
+        old: &[u8],
+        changes: &[IndexChange],
+        grows: i64,
+        check: bool,
+    ) -> Result<(Vec<u8>, Written), SpliceError> {
+        let (from, mut to) = (file_of(old), tempfile::tempfile().expect("made"));
+        let old = Old { from: &from, size: old.len() as u64, check, grows };
+        let written = write(&old, changes.to_vec(), &mut to)?;
+        let mut bytes = Vec::new();
+        to.rewind().and_then(|()| to.read_to_end(&mut bytes)).expect("read");
+        Ok((bytes, written))
+    }
+
+    /// That it is what taking the index apart makes.
+    fn judge(index: &Index, changes: &[IndexChange]) {
+        let is_there = |change: &&IndexChange| index.get(change.path.as_bytes()).is_some();
+        let comes = changes.iter().filter(|change| change.to.is_some()).count();
+        let grows = comes as i64 - changes.iter().filter(is_there).count() as i64;
+        let (bytes, written) =
+            spliced(&index.to_bytes(), changes, grows, true).expect("of this form");
+        let wanted = index.with_changes(changes, None);
+        assert!(bytes == wanted.to_bytes());
+        assert_eq!(meaning(&bytes), Some(wanted.meaning()));
+        let meaning = Index::parse(&bytes).expect("whole").meaning();
+        let (digest, trailer) = (index_known::digest(&bytes), index_known::trailer(&bytes));
+        assert_eq!(written, Written { digest, trailer, meaning });
+        let other = spliced(&index.to_bytes(), changes, grows + 1, true);
+        assert!(matches!(other, Err(SpliceError::Form)), "not what it was thought to have");
+    }
+
+    fn of(entries: &BTreeMap<String, u8>) -> Index {
+        let first: Vec<_> = entries.iter().map(|(name, id)| change(name, Some(*id))).collect();
+        Index::empty().with_changes(&first, None)
     }
 
     proptest! {
@@ -198,35 +490,67 @@ mod tests {
         ) {
             let stretch = |name: &String| if long { name.repeat(400) } else { name.clone() };
             let old: BTreeMap<_, _> = old.iter().map(|(name, id)| (stretch(name), *id)).collect();
-            let first: Vec<_> = old.iter().map(|(name, id)| change(name, Some(*id))).collect();
-            let index = Index::empty().with_changes(&first, None);
-            let bytes = index.to_bytes();
             // Some are of the old ones.
             let mut all: BTreeMap<_, _> = changes.iter().map(|(name, id)| (stretch(name), *id)).collect();
             for (number, name) in old.keys().enumerate().filter(|(number, _)| number % 5 == 0) {
                 all.insert(name.clone(), (number % 2 == 0).then_some(9));
             }
             let changes: Vec<_> = all.iter().rev().map(|(name, id)| change(name, *id)).collect();
-            let wanted = index.with_changes(&changes, None);
-            let spliced = splice(&bytes, &changes).expect("of this form");
-            prop_assert_eq!(&spliced, &wanted.to_bytes());
-            prop_assert!(is_whole(&spliced));
-            prop_assert_eq!(meaning(&spliced), Some(wanted.meaning()));
-            prop_assert_eq!(Index::parse(&spliced).expect("whole").meaning(), wanted.meaning());
+            judge(&of(&old), &changes);
         }
 
         #[test]
         fn bytes_of_any_kind_do_not_panic(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..300),
             count in 0u32..5,
+            check in proptest::bool::ANY,
         ) {
             if bytes.len() > HEAD {
                 bytes[..8].copy_from_slice(b"DIRC\0\0\0\x02");
                 bytes[8..HEAD].copy_from_slice(&count.to_be_bytes());
             }
-            let _ = splice(&bytes, &[change("a", Some(1)), change("b", None)]);
-            let _ = (meaning(&bytes), is_whole(&bytes));
+            let _ = spliced(&bytes, &[change("a", Some(1)), change("b", None)], 1, check);
+            let _ = meaning(&bytes);
         }
+    }
+
+    /// Of more than one piece, so that a second thread hears of them: changes at either end, in each
+    /// piece, and where one piece ends.
+    #[test]
+    fn of_many_pieces() {
+        let name = |number: usize| format!("{}/{number:06}", "folder".repeat(number % 7 + 1));
+        let old: BTreeMap<_, _> = (0..9_000).map(|n| (name(n), 1)).collect();
+        let index = of(&old);
+        assert!(index.to_bytes().len() > 3 * PIECE);
+        let (first, last) = (old.keys().next().expect("some"), old.keys().last().expect("some"));
+        for step in [1, 7, 2_500] {
+            let mut changes =
+                vec![change("a", Some(2)), change("z", Some(3)), change("none", None)];
+            changes.extend([change(first, None), change(last, Some(4))]);
+            let inner = old.keys().skip(1).take(8_000).step_by(step).enumerate();
+            changes.extend(inner.map(|(at, name)| change(name, (at % 3 > 0).then_some(5))));
+            judge(&index, &changes);
+        }
+        judge(&index, &[]);
+        let all: Vec<_> = old.keys().map(|name| change(name, None)).collect();
+        judge(&index, &all);
+    }
+
+    #[test]
+    fn what_is_not_as_its_trailer_says_is_none() {
+        let index = of(&(0..9_000).map(|n| (format!("{n:06}"), 1)).collect());
+        let changes = [change("000007", Some(3))];
+        let mut bytes = index.to_bytes();
+        let at = bytes.len() / 2;
+        // In an object's id: the form stays.
+        bytes[at] ^= 1;
+        assert!(matches!(spliced(&bytes, &changes, 0, true), Err(SpliceError::Form)));
+        assert!(spliced(&bytes, &changes, 0, false).is_ok(), "its looks are the proof");
+        let sum = bytes.len() - SUM;
+        bytes[sum..].fill(0);
+        assert!(spliced(&bytes, &changes, 0, true).is_ok(), "left out");
+        bytes.truncate(at);
+        assert!(matches!(spliced(&bytes, &changes, 0, false), Err(SpliceError::Form)));
     }
 
     /// git's own, with extensions; and what is not of this form.
@@ -241,14 +565,16 @@ mod tests {
         let index = Index::parse(&bytes).expect("git's");
         assert_eq!(meaning(&bytes), Some(index.meaning()));
         let changes = [change("dir/a", None), change("c", Some(3))];
-        let spliced = splice(&bytes, &changes).expect("of this form");
-        assert_eq!(spliced, index.with_changes(&changes, None).to_bytes());
-        std::fs::write(repo.git_dir().join("index"), &spliced).expect("written");
+        let (new, _) = spliced(&bytes, &changes, 0, true).expect("of this form");
+        assert_eq!(new, index.with_changes(&changes, None).to_bytes());
+        std::fs::write(repo.git_dir().join("index"), &new).expect("written");
         assert!(repo.git(&["ls-files", "-s"]).contains("03030303"));
+        let is_none =
+            |bytes: &[u8]| spliced(bytes, &changes, 0, true).is_err() && meaning(bytes).is_none();
         std::fs::write(repo.git_dir().join("index"), &bytes).expect("written");
         repo.git(&["update-index", "--assume-unchanged", "b"]);
-        assert!(splice(&read(), &changes).is_none() && meaning(&read()).is_none());
+        assert!(is_none(&read()));
         repo.git(&["update-index", "--no-assume-unchanged", "--index-version", "4", "b"]);
-        assert!(splice(&read(), &changes).is_none() && meaning(&read()).is_none());
+        assert!(is_none(&read()));
     }
 }

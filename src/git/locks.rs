@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::dir::{Dir, DirError};
+use super::dir::{Dir, DirError, WriteFile};
 use crate::tx::id::RefName;
 
 const PREPARED: &[u8] = b"lock";
@@ -132,17 +132,27 @@ impl Target {
     /// Writes what shall be put in place under the lock; durable; may be called again before the
     /// promotion has begun. Call it with the locks held, and before the gate is asked.
     pub fn write_pending(&self, what: Guarded, bytes: &[u8]) -> Result<(), DirError> {
-        self.write_all_pending(&[(what, bytes)])
+        let prep = self.prep()?;
+        prep.place(what.pending(), bytes)?;
+        prep.sync()
     }
 
-    /// As [`Target::write_pending`], for several.
-    pub fn write_all_pending(&self, all: &[(Guarded, &[u8])]) -> Result<(), DirError> {
-        if all.is_empty() {
+    /// As [`Target::write_pending`], for what moves and for the index, by who writes that; `None` is
+    /// nothing to be put in place.
+    pub fn write_all_pending(
+        &self,
+        moving: Option<&[u8]>,
+        index: Option<WriteFile<'_>>,
+    ) -> Result<(), DirError> {
+        if moving.is_none() && index.is_none() {
             return Ok(());
         }
         let prep = self.prep()?;
-        for (what, bytes) in all {
-            prep.place(what.pending(), bytes)?;
+        if let Some(bytes) = moving {
+            prep.place(self.moving().pending(), bytes)?;
+        }
+        if let Some(write) = index {
+            prep.place_by(Guarded::Index.pending(), write)?;
         }
         prep.sync()
     }

@@ -14,7 +14,7 @@
 
 use bstr::ByteSlice as _;
 
-use super::dir::{Dir, DirError};
+use super::dir::{Dir, DirError, WriteFile};
 use super::index::{Index, IndexError, Meaning};
 use super::index_known;
 use super::locks::{Guarded, HeldLocks, Target};
@@ -130,21 +130,19 @@ pub fn prepare(
     locks: &HeldLocks,
     from: Oid,
     to: Oid,
-    new_index: Option<&[u8]>,
+    new_index: Option<WriteFile<'_>>,
 ) -> Result<(), DirError> {
     let target = locks.target();
     let line = format!("{to}\n");
-    let branch = (from != to).then_some((target.moving(), line.as_bytes()));
-    let index = new_index.map(|bytes| (Guarded::Index, bytes));
+    let branch = (from != to).then_some(line.as_bytes());
     // What an earlier seal of the attempt was to put in place is not of this one.
     if branch.is_none() {
         target.drop_pending(target.moving())?;
     }
-    if index.is_none() {
+    if new_index.is_none() {
         target.drop_pending(Guarded::Index)?;
     }
-    let pending: Vec<_> = branch.into_iter().chain(index).collect();
-    target.write_all_pending(&pending)
+    target.write_all_pending(branch, new_index)
 }
 
 /// Moves branch and index. Call it again after a crash, with the locks taken again: what is done

@@ -87,10 +87,16 @@ impl Sealed {
         now.with_changes(&changes, Some(&now)).to_bytes()
     }
 
+    fn prepare(&self, repo: &Repo, held: &HeldLocks) {
+        let bytes = self.new_index(repo);
+        let mut write = |file: &mut std::fs::File| std::io::Write::write_all(file, &bytes);
+        prepare(held, self.from, self.to, Some(&mut write)).unwrap();
+    }
+
     fn prepared(&self, repo: &Repo) -> HeldLocks {
         let held = take(&self.target, NOW).unwrap();
         assert!(compare(&self.target, self.from, self.before).unwrap().is_empty());
-        prepare(&held, self.from, self.to, Some(&self.new_index(repo))).unwrap();
+        self.prepare(repo, &held);
         held
     }
 
@@ -259,7 +265,7 @@ fn what_was_forgotten_is_not_taken_for_done() {
     let held = take(&sealed.target, NOW).unwrap();
     let error = promote(&held, &sealed.plan()).unwrap_err();
     assert!(matches!(error, PromoteError::NotPrepared(_)), "{error}");
-    prepare(&held, sealed.from, sealed.to, Some(&sealed.new_index(&repo))).unwrap();
+    sealed.prepare(&repo, &held);
     promote(&held, &sealed.plan()).unwrap();
     finish(held, &sealed.target);
     sealed.judge(&repo);
@@ -347,7 +353,7 @@ impl Sealed {
     fn carry_through(&self, repo: &Repo) {
         let held = take(&self.target, NOW).unwrap();
         if compare(&self.target, self.from, self.before).unwrap().is_empty() {
-            prepare(&held, self.from, self.to, Some(&self.new_index(repo))).unwrap();
+            self.prepare(repo, &held);
         }
         promote(&held, &self.plan()).unwrap();
         finish(held, &self.target);
