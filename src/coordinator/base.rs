@@ -132,7 +132,7 @@ impl Begin<'_> {
             keep_modified: false,
             progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
             only: asked.as_ref().and_then(|asked| asked.touched.as_ref()),
-            stale: !warmth.is_of_a_server(),
+            stale: !self.is_warming,
         };
         let established = baseline::establish(&mut session.manifest, &request);
         if let Some(watcher) = watcher {
@@ -142,7 +142,7 @@ impl Begin<'_> {
             && found.modified.is_empty()
             && found.can_be_watched
         {
-            warmth.looked(asked, found.full, &found.rewritten);
+            warmth.looked(asked, found.full, &found.rewritten, &found.stale);
         }
         established.map_err(|error| match error {
             BaselineError::TooMuch { too_large: paths, files, bytes } => {

@@ -26,8 +26,10 @@ use super::session::Session;
 use super::spec::AttemptSpec;
 use crate::base::durable;
 use crate::base::hex::hex;
+use crate::base::spread;
 use crate::git::index::Index;
 use crate::git::index_known::{self, IndexDigest};
+use crate::git::workspace::Workspace;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::path::RepoPath;
 
@@ -58,9 +60,6 @@ impl Driver<'_> {
         let boot_id = &self.spec.boot_id;
         // After an undo the one that was made for the commit is nowhere.
         let is_it = if self.live.new_index.is_some() && !of_base {
-            if is_plain && let Err(error) = keep_for_next(git_dir, &self.session.place, digest) {
-                tracing::debug!(%error, "the new index has no second name yet");
-            }
             // The next attempt looks at its bytes.
             index_known::looks_known(git_dir, digest)?
         } else {
@@ -140,15 +139,29 @@ fn second_name(git_dir: &Path, place: &Place, folder: &Path) -> io::Result<Optio
     link_once(git_dir, &place.kept_index())
 }
 
-/// Gives a large index that was just put in place its second name, so that its time of change is an
-/// old one when the next attempt comes.
-fn keep_for_next(git_dir: &Path, place: &Place, digest: IndexDigest) -> io::Result<()> {
-    if std::fs::symlink_metadata(git_dir.join("index"))?.len() >= LARGE
-        && let Some(file) = link_once(git_dir, &place.kept_index())?
-    {
-        index_known::linked(git_dir, &file, digest)?;
+/// Does something else while a large index that was just put in place gets its second name, so that its
+/// time of change is an old one when the next attempt comes: the kernel takes a while to forget the
+/// one that had the name before.
+pub(super) fn keep_beside<T>(
+    workspace: &Workspace,
+    place: &Place,
+    new: Option<NewIndex>,
+    other: impl FnOnce() -> T,
+) -> T {
+    let git_dir = workspace.git_dir();
+    let size = || std::fs::symlink_metadata(git_dir.join("index")).map_or(0, |meta| meta.len());
+    let Some(new) = new.filter(|new| new.is_plain && size() >= LARGE) else { return other() };
+    let keep = || -> io::Result<()> {
+        if let Some(file) = link_once(git_dir, &place.kept_index())? {
+            index_known::linked(git_dir, &file, new.digest)?;
+        }
+        Ok(())
+    };
+    let (done, kept) = spread::beside(other, keep);
+    if let Err(error) = kept {
+        tracing::debug!(%error, "the new index has no second name yet");
     }
-    Ok(())
+    done
 }
 
 fn link_once(git_dir: &Path, kept: &Path) -> io::Result<Option<File>> {

@@ -118,8 +118,7 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
         Err(_) => None,
     };
     let mut session = open(request, signals, &context.workspace, &context.place, store)?;
-    let loaded = context.user.clone();
-    let mut begin = Begin { request, signals, program, git_env, loaded, laps, prepared: None };
+    let mut begin = Begin { laps, ..Begin::new(request, signals, program, git_env) };
     if unprotected {
         return begin.run_unprotected(&mut session, Vec::new());
     }
@@ -154,11 +153,10 @@ pub fn warm_up(context: &Context) -> Result<(), Failure> {
     let mut session = Session::open(context.workspace.clone(), context.place.clone(), "warm-up")?;
     session.warmth =
         RefCell::new(Warmth::connect_patiently(&session.place, session.lock.descriptor()));
-    let git_env = context.git_env();
-    let loaded = context.user.clone();
-    let (program, laps) = (PathBuf::new(), Laps::default());
-    let mut begin =
-        Begin { request: &request, signals, program, git_env, loaded, laps, prepared: None };
+    let mut begin = Begin {
+        is_warming: true,
+        ..Begin::new(&request, signals, PathBuf::new(), context.git_env())
+    };
     // The first look may write the manifest, by which the watch is begun; the second one knows that
     // nothing happened in between.
     for _ in 0..2 {
@@ -215,9 +213,16 @@ pub(super) struct Begin<'r> {
     pub(super) loaded: Loaded,
     laps: Laps,
     pub(super) prepared: Option<Prepared>,
+    /// Nothing is to be run: a server begins.
+    pub(super) is_warming: bool,
 }
 
-impl Begin<'_> {
+impl<'r> Begin<'r> {
+    fn new(request: &'r RunRequest, signals: Signals, program: PathBuf, git_env: GitEnv) -> Self {
+        let (loaded, laps) = (request.context.user.clone(), Laps::default());
+        Self { request, signals, program, git_env, loaded, laps, prepared: None, is_warming: false }
+    }
+
     fn run(&mut self, session: &mut Session) -> Result<Outcome, Failure> {
         let id = &self.request.execution;
         reconcile::reconcile(session, self.signals, Some(id))?;

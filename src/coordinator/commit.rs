@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::baseindex::keep_beside;
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::newindex::NewIndex;
@@ -306,13 +307,17 @@ impl Driver<'_> {
         if let Some(NewIndex { digest, trailer, .. }) = self.live.new_index {
             index_known::placed(self.session.workspace.git_dir(), digest, trailer);
         }
-        self.note_index(seal.tree)?;
         let entries = self.sealed_view()?.file.entries.clone();
-        self.remember(entries, seal.tree)?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        // Before the end is recorded: after it nobody comes back for what is left.
-        locks::forget(&target)?;
-        self.report_other_refs();
+        let (workspace, place) = (self.session.workspace.clone(), self.session.place.clone());
+        keep_beside(&workspace, &place, self.live.new_index, || -> Result<(), Stop> {
+            self.remember(entries, seal.tree)?;
+            // Before the end is recorded: after it nobody comes back for what is left.
+            locks::forget(&target)?;
+            self.report_other_refs();
+            Ok(())
+        })?;
+        self.note_index(seal.tree)?;
         self.apply_final(TxEvent::Finished)?;
         self.leave_trace();
         Ok(())

@@ -76,6 +76,9 @@ pub enum Said {
         full: bool,
         /// The directories whose children the manifest has anew, in hex digits.
         rewritten: Vec<String>,
+        /// Those of whose children it has stat data that is out of date, in hex digits.
+        #[serde(default)]
+        stale: Vec<String>,
     },
     /// The manifest was written anew with what was touched: see [`watch::Watch::moved_on`].
     MovedOn {
@@ -306,8 +309,9 @@ impl Warmth {
         Asked { touched, token: answer.token, view }
     }
 
-    /// The look that was asked for is over, and the manifest says what it found.
-    pub fn looked(&mut self, asked: &Asked, full: bool, rewritten: &[Vec<u8>]) {
+    /// The look that was asked for is over, and the manifest says what it found, but for stat data in
+    /// the directories of `stale`.
+    pub fn looked(&mut self, asked: &Asked, full: bool, rewritten: &[Vec<u8>], stale: &[Vec<u8>]) {
         if let Some(own) = self.own.as_mut().filter(|_| full && !asked.view.is_empty()) {
             match own.mark.looked() {
                 Ok(()) => own.view = Some(asked.view.clone()),
@@ -316,14 +320,13 @@ impl Warmth {
         }
         // Without a token too: now there is a manifest that a watch can begin with.
         let token = asked.token.unwrap_or(0);
-        let rewritten = rewritten.iter().map(|dir| hex(dir)).collect();
-        self.say(&Said::Looked { token, view: asked.view.clone(), full, rewritten });
+        let (rewritten, stale) = (named(rewritten), named(stale));
+        self.say(&Said::Looked { token, view: asked.view.clone(), full, rewritten, stale });
     }
 
     /// The manifest was written anew at the end of an attempt.
     pub fn moved_on(&mut self, from: u64, rewritten: &[Vec<u8>]) {
-        let rewritten = rewritten.iter().map(|dir| hex(dir)).collect();
-        self.say(&Said::MovedOn { from, rewritten });
+        self.say(&Said::MovedOn { from, rewritten: named(rewritten) });
     }
 
     /// Waits until a watch that was about to begin has begun.
@@ -406,6 +409,10 @@ impl Warmth {
         self.stream = None;
         None
     }
+}
+
+fn named(dirs: &[Vec<u8>]) -> Vec<String> {
+    dirs.iter().map(|dir| hex(dir)).collect()
 }
 
 #[cfg(test)]

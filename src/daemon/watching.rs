@@ -283,10 +283,9 @@ impl Watching {
             Said::Ask { .. } if !is_driver => self.cold(None, "stranger"),
             Said::Ask { generation, view, root, .. } => self.ask(generation, &view, root),
             Said::Looked { .. } | Said::MovedOn { .. } if !is_driver => return Ok(()),
-            Said::Looked { token, view, full, rewritten } => {
-                self.told_by(|watch, manifest| {
-                    watch.looked(token, manifest, &view, full, &paths(&rewritten))
-                });
+            Said::Looked { token, view, full, rewritten, stale } => {
+                let told = [paths(&rewritten), paths(&stale)];
+                self.told_by(|watch, manifest| watch.looked(token, manifest, &view, full, &told));
                 return Ok(());
             }
             Said::MovedOn { from, rewritten } => {

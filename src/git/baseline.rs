@@ -71,9 +71,8 @@ pub struct BaselineRequest<'a> {
     /// See [`ScanRequest::only`]: of all other directories it is known that they are as the
     /// manifest says.
     pub only: Option<&'a Touched>,
-    /// The manifest may keep stat data of a few files that is out of date ([`STALE`]): the next look
-    /// is at all. Not beside a server: whoever looks only where something happened takes what stands
-    /// elsewhere for what the manifest says, stat data and all.
+    /// The manifest may keep stat data of a few files that is out of date ([`STALE`]): where they are
+    /// is told, and looked at again next time.
     pub stale: bool,
 }
 
@@ -105,6 +104,8 @@ pub struct Baseline {
     pub written: bool,
     /// The directories whose children were written anew (empty bytes for the root). Sorted.
     pub rewritten: Vec<Vec<u8>>,
+    /// The directories with stat data in the manifest that is out of date. Sorted.
+    pub stale: Vec<Vec<u8>>,
     /// Whether the look was at all, whatever was asked for.
     pub full: bool,
     /// Whether a watch of what the manifest has sees all that the next look depends on. No where a
@@ -235,11 +236,13 @@ pub fn establish(
         let rules = &scanned.ignored_rules;
         let same_rules = old.ignored_rules() == rules;
         let same = same_rules && old.meta().described == described;
-        if !same || !(updates.is_empty() || request.stale && are_looks(&old, &updates)) {
+        let changed = directories(updates.keys());
+        if same && (updates.is_empty() || request.stale && are_looks(&old, &updates)) {
+            baseline.stale = changed;
+        } else {
             let rules = (!same_rules).then_some(rules);
-            baseline.rewritten = directories(updates.keys());
             meta = manifest.apply(updates, rules, described)?;
-            baseline.written = true;
+            (baseline.written, baseline.rewritten) = (true, changed);
         }
         current = current.described_by(meta, scanned.ignored_rules);
     }

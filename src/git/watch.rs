@@ -316,15 +316,16 @@ impl Watch {
     }
 
     /// A look that began after `token` found everything as the manifest of the generation says, and
-    /// was at all (`full`) or at what [`Watch::ask`] gave with the token. `rewritten` are the directories
-    /// whose children the manifest has anew since it was asked.
+    /// was at all (`full`) or at what [`Watch::ask`] gave with the token. `told` are the directories whose
+    /// children the manifest has anew since it was asked, and those for whose children it has stat data
+    /// that is out of date: they are looked at again.
     pub fn looked(
         &mut self,
         token: u64,
         manifest: &Manifest,
         view: &str,
         full: bool,
-        rewritten: &[Vec<u8>],
+        [rewritten, stale]: &[Vec<Vec<u8>>; 2],
     ) -> Result<(), Lost> {
         // The token of an earlier watch says nothing of this one.
         if token <= self.began || token > self.clock {
@@ -359,6 +360,13 @@ impl Watch {
                 let Some(dir) = self.dirs.get(&id).map(|dir| dir.path.clone()) else { continue };
                 // A file of rules that is ignored itself may have come.
                 self.cover_rules(&dir)?;
+            }
+        }
+        for dir in stale {
+            match self.by_path.get(dir) {
+                Some(id) => drop(self.touched.insert(*id, self.clock)),
+                // Lost meanwhile.
+                None => drop(self.whole.insert(dir.clone(), self.clock)),
             }
         }
         self.covers = Some(generation);

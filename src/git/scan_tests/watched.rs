@@ -62,9 +62,8 @@ impl Watched {
         self.tree.only = None;
         if baseline.can_be_watched {
             let manifest = &self.tree.manifest;
-            self.watch
-                .looked(token, manifest, "view", baseline.full, &baseline.rewritten)
-                .expect("watched");
+            let told = [baseline.rewritten.clone(), baseline.stale.clone()];
+            self.watch.looked(token, manifest, "view", baseline.full, &told).expect("watched");
         }
         baseline
     }
@@ -229,8 +228,8 @@ fn a_look_that_was_not_told_leaves_everything_touched() {
     let baseline = watched.tree.establish().expect("a base");
     watched.tree.only = None;
     let manifest = &watched.tree.manifest;
-    let rewritten = &baseline.rewritten;
-    watched.watch.looked(token, manifest, "view", baseline.full, rewritten).expect("watched");
+    let told = [baseline.rewritten.clone(), baseline.stale.clone()];
+    watched.watch.looked(token, manifest, "view", baseline.full, &told).expect("watched");
     assert!(watched.names().contains(&"a".to_owned()));
 }
 
@@ -271,6 +270,33 @@ fn another_manifest_or_another_view_is_not_known() {
     assert!(watched.touched().is_empty());
     fs::write(watched.tree.at("new/deep/file"), "changed").expect("written");
     assert_eq!(watched.names(), ["new/deep"]);
+}
+
+/// As long as the manifest has old stat data of a file, the file is looked at again.
+#[test]
+fn what_is_not_written_down_is_looked_at_again() {
+    let mut watched = Watched::new(small());
+    watched.settle();
+    watched.tree.stale = true;
+    let (file, other) = (watched.tree.at("c/four"), watched.tree.dir.path().join("other"));
+    let again = |from: &Path| fs::copy(from, &other).and_then(|_| fs::rename(&other, from));
+    again(&file).expect("the same bytes in another file");
+    for _ in 0..3 {
+        let baseline = watched.establish();
+        assert!(!baseline.written && !baseline.full);
+        assert_eq!((baseline.stale, watched.names()), (vec![b"c".to_vec()], vec!["c".to_owned()]));
+        wait_for_proof();
+    }
+    // A watch that begins now knows of no change; the look at all tells.
+    watched.watch = begin(&watched.tree).expect("watched");
+    let baseline = watched.establish();
+    assert!(baseline.full && !baseline.written);
+    assert_eq!(watched.names(), ["c"]);
+    fs::write(&file, "changed").expect("written");
+    assert_eq!(watched.establish().modified.len(), 1);
+    watched.tree.stale = false;
+    watched.settle();
+    assert!(watched.touched().is_empty());
 }
 
 #[test]
@@ -326,7 +352,7 @@ pub(super) type Step = (u8, Vec<usize>, Vec<usize>, usize);
 
 pub(super) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
     let path = || proptest::collection::vec(0..NAMES.len(), 1..4);
-    proptest::collection::vec((0u8..12, path(), path(), 0..RULES.len()), 1..most)
+    proptest::collection::vec((0u8..14, path(), path(), 0..RULES.len()), 1..most)
 }
 
 fn joined(parts: &[usize]) -> String {
@@ -369,7 +395,11 @@ pub(super) fn step(root: &Path, outside: &Path, (what, one, other, text): &Step)
                 let _ = fs::set_permissions(&one, fs::Permissions::from_mode(mode));
             }
         }
-        _ => drop(fs::create_dir_all(&one)),
+        11 => drop(fs::create_dir_all(&one)),
+        // The same bytes: in place, and in another file.
+        12 => drop(fs::read(&one).and_then(|bytes| fs::write(&one, bytes))),
+        _ if one.is_symlink() => {}
+        _ => drop(fs::copy(&one, outside).and_then(|_| fs::rename(outside, &one))),
     }
 }
 
@@ -428,6 +458,7 @@ proptest! {
     fn finds_what_a_full_look_finds(
         first in steps(25),
         tracked in any::<bool>(),
+        stale in any::<bool>(),
         turns in proptest::collection::vec((steps(8), steps(4), steps(4)), 1..4),
     ) {
         let tree = Tree::new();
@@ -440,6 +471,7 @@ proptest! {
             tree.git(&["commit", "-q", "--allow-empty", "-m", "x"]);
         }
         let mut watched = Watched::new(tree);
+        watched.tree.stale = stale;
         for (turn, check, between) in &turns {
             let baseline = watched.establish();
             let base_rules = rules_of(&watched.tree, &baseline);
