@@ -16,6 +16,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use super::base::FoundIndex;
 use super::drive::{Driver, Stop, chain};
@@ -28,8 +29,9 @@ use crate::base::durable;
 use crate::base::hex::hex;
 use crate::base::spread;
 use crate::git::index::Index;
-use crate::git::index_known::{self, IndexDigest};
+use crate::git::index_known::{self, IndexDigest, Proof};
 use crate::git::workspace::Workspace;
+use crate::process;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::path::RepoPath;
 
@@ -38,6 +40,9 @@ pub(super) const NAME: &str = "index.base";
 
 /// From so many bytes on an index is large: to hash it takes longer than the syncs of a second name.
 const LARGE: u64 = 1 << 20;
+/// How often an index is found too young before it is left to the next attempt: more than its looks need
+/// on a file system that keeps whole seconds.
+const YOUNG: usize = 200;
 
 impl Driver<'_> {
     /// Notes how the index looks at the end of an attempt, for the next one, where it is known that
@@ -73,6 +78,27 @@ impl Driver<'_> {
             self.session.place.note_index(&noted);
         }
         Ok(())
+    }
+}
+
+/// Looks at the bytes of a large index that an attempt has put in place, while nobody works in the tree:
+/// the next attempt knows it by its looks then. Without the workspace's lock: a note that is no longer
+/// true tells of a file that is not there any more.
+pub fn prove(workspace: &Workspace, place: &Place) {
+    let (git_dir, boot_id) = (workspace.git_dir(), process::this_host().boot_id);
+    for _ in 0..YOUNG {
+        let Some(noted) = place.noted_index().filter(|noted| noted.size() >= LARGE) else { return };
+        match index_known::prove(git_dir, &boot_id, &noted) {
+            Ok(Proof::Noted(proven)) => {
+                if place.noted_index().as_ref() == Some(&noted) {
+                    place.note_index(&proven);
+                }
+                return;
+            }
+            Ok(Proof::TooYoung) => std::thread::sleep(Duration::from_millis(10)),
+            Ok(Proof::Nothing) => return,
+            Err(error) => return tracing::debug!(%error, "the index was not looked at"),
+        }
     }
 }
 

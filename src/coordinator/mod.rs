@@ -4,7 +4,7 @@
 //! One attempt at a time on a work tree; the lock of [`place`] sees to it.
 
 mod base;
-mod baseindex;
+pub mod baseindex;
 pub mod begin;
 pub mod cancel;
 pub mod changes;

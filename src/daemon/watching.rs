@@ -13,6 +13,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,13 +22,16 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::base::hex::unhex;
+use crate::coordinator::baseindex;
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
+use crate::coordinator::place::Place;
 use crate::coordinator::warm::{self, Answer, Named, Said};
 use crate::git::lockfile;
 use crate::git::manifest::{Manifest, ManifestError};
 use crate::git::root::{Root, RootId};
 use crate::git::watch::{Lost, Watch};
+use crate::git::workspace::Workspace;
 
 /// How long a driver may take to take an answer.
 const TAKING: Duration = Duration::from_millis(100);
@@ -94,7 +98,9 @@ pub(super) fn begin(context: &Context, limit: u64) -> Result<Told, Failure> {
         manifest: context.place.manifest(),
         limit,
         listener,
-        git_dir: context.workspace.git_dir().to_owned(),
+        workspace: context.workspace.clone(),
+        place: context.place.clone(),
+        is_proving: Arc::default(),
         drivers: Vec::new(),
         paused: None,
         watch: None,
@@ -126,8 +132,10 @@ struct Watching {
     manifest: PathBuf,
     limit: u64,
     listener: UnixListener,
-    /// Where the lock is.
-    git_dir: PathBuf,
+    workspace: Workspace,
+    place: Place,
+    /// A thread looks at the index.
+    is_proving: Arc<AtomicBool>,
     drivers: Vec<Talker>,
     /// Nobody new is heard before then.
     paused: Option<Instant>,
@@ -238,7 +246,7 @@ impl Watching {
                 return;
             }
             _ => {
-                self.drivers.swap_remove(at);
+                self.let_go(at);
                 return;
             }
         }
@@ -249,9 +257,27 @@ impl Watching {
                 Err(error) => Err(error.into()),
             };
             if answered.is_err() {
-                self.drivers.swap_remove(at);
+                self.let_go(at);
                 return;
             }
+        }
+    }
+
+    /// An attempt is over, or its driver gone: while nobody works here the index is looked at, by a
+    /// thread of its own.
+    fn let_go(&mut self, at: usize) {
+        let was_driver = self.drivers.swap_remove(at).is_driver;
+        if !was_driver || self.is_proving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (workspace, place) = (self.workspace.clone(), self.place.clone());
+        let is_proving = Arc::clone(&self.is_proving);
+        let prove = move || {
+            baseindex::prove(&workspace, &place);
+            is_proving.store(false, Ordering::Release);
+        };
+        if std::thread::Builder::new().name("index".to_owned()).spawn(prove).is_err() {
+            self.is_proving.store(false, Ordering::Release);
         }
     }
 
@@ -262,7 +288,7 @@ impl Watching {
         if let (false, Said::Ask { lock, .. }) = (driver.is_driver, said) {
             let peer = rustix::net::sockopt::socket_peercred(&driver.stream);
             driver.is_driver = peer.is_ok_and(|peer| {
-                lockfile::holds(peer.pid.as_raw_nonzero().get(), *lock, &self.git_dir)
+                lockfile::holds(peer.pid.as_raw_nonzero().get(), *lock, self.workspace.git_dir())
             });
         }
         driver.is_driver

@@ -101,6 +101,13 @@ pub struct Noted {
     pub is_plain: bool,
 }
 
+impl Noted {
+    /// How many bytes the file has.
+    pub const fn size(&self) -> u64 {
+        self.seen.stat.size
+    }
+}
+
 static FILES: Mutex<VecDeque<SeenFile>> = Mutex::new(VecDeque::new());
 static MEANINGS: Mutex<VecDeque<(IndexDigest, Meaning)>> = Mutex::new(VecDeque::new());
 
@@ -277,6 +284,33 @@ pub fn is_noted(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<bool, Di
     }
     remember(noted.digest, noted.meaning);
     Ok(true)
+}
+
+/// What is to be noted of an index from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It is proven, or not the one that was noted.
+    Nothing,
+    /// Its last change is too recent for its looks to prove anything later.
+    TooYoung,
+    /// It has the bytes that it had, and its looks prove it from now on.
+    Noted(Noted),
+}
+
+/// Looks at the bytes of an index whose looks were no proof when it was noted: for who has the time.
+pub fn prove(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<Proof, DirError> {
+    if noted.boot_id != boot_id || noted.seen.stat_is_proof {
+        return Ok(Proof::Nothing);
+    }
+    let Some(file) = open_now(git_dir)? else { return Ok(Proof::Nothing) };
+    let Ok(now) = look(&file) else { return Ok(Proof::Nothing) };
+    Ok(match noted.seen.likeness(&now) {
+        Likeness::IfWhole if !now.stat_is_proof => Proof::TooYoung,
+        Likeness::IfWhole if hashes_to(&file, &now) => {
+            Proof::Noted(Noted { seen: now, ..noted.clone() })
+        }
+        _ => Proof::Nothing,
+    })
 }
 
 /// The digest of the index file of a git directory; one that is known is not read.
@@ -472,6 +506,20 @@ mod tests {
         assert!(is_noted(&git_dir, boot, &noted).expect("looked"));
         assert!(!is_noted(&git_dir, "another boot", &noted).expect("looked"));
 
+        // Somebody looks at it in between: then its looks are the proof.
+        let noted = Noted { seen: Seen { stat_is_proof: false, ..noted.seen }, ..noted };
+        let now = || prove(&git_dir, boot, &noted).expect("looked");
+        assert_eq!(prove(&git_dir, "another boot", &noted).expect("looked"), Proof::Nothing);
+        let proven = loop {
+            match now() {
+                Proof::TooYoung => std::thread::yield_now(),
+                Proof::Noted(proven) => break proven,
+                Proof::Nothing => panic!("it is the one"),
+            }
+        };
+        assert!(is_noted(&git_dir, boot, &proven).expect("looked"));
+        assert_eq!(prove(&git_dir, boot, &proven).expect("looked"), Proof::Nothing);
+
         let modified = std::fs::metadata(&path).and_then(|meta| meta.modified()).expect("a time");
         let mut spoilt = bytes;
         spoilt[12 + 60] |= 0x80;
@@ -484,5 +532,10 @@ mod tests {
         assert!(repo.git(&["ls-files", "-v"]).starts_with("h "), "git believes it");
         assert_eq!(digest_now(&git_dir).expect("read"), Some(super::digest(&spoilt)));
         assert!(!is_noted(&git_dir, boot, &noted).expect("looked"));
+        assert!(!is_noted(&git_dir, boot, &proven).expect("looked"));
+        while now() == Proof::TooYoung {
+            std::thread::yield_now();
+        }
+        assert_eq!(now(), Proof::Nothing, "other bytes");
     }
 }

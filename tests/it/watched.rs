@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -203,6 +204,40 @@ fn rules_that_a_commit_changed_count_from_then_on() {
         assert_eq!(left, ["cache\n", "cache\n"], "{script}");
         assert_eq!(repo.status(), "");
     }
+}
+
+/// The index that an attempt has put in place is looked at while nobody works, so that the next one
+/// knows it by its looks.
+#[test]
+fn a_large_index_is_looked_at_in_between() {
+    let repo = repo();
+    let long = "x".repeat(150);
+    fs::create_dir(repo.path("many")).expect("made");
+    for number in 0..5_500 {
+        repo.write(&format!("many/{long}{number}"), "one");
+    }
+    repo.git(&["add", "many"]);
+    repo.git(&["commit", "-q", "-m", "many"]);
+    let server = start(&repo, &[]);
+    repo.run(&[], "echo two > a/0").exits(0);
+    let note = || repo.read(".git/worktx/manifest/main.index");
+    let until = Instant::now() + Duration::from_mins(1);
+    while !note().contains("\"stat_is_proof\":true") {
+        assert!(Instant::now() < until, "{}", note());
+        server.get("/v1/health");
+    }
+    let index = || fs::read(repo.path(".git/index")).expect("read");
+    let before = index();
+    repo.run(&[], "echo bad > a/0; exit 3").exits(10);
+    assert!(index() == before && repo.status().is_empty());
+    // In place, with the old time: no longer the one that was looked at.
+    let spoil = "touch -r .git/index ../t; printf '\\200' | dd of=.git/index bs=1 seek=72 conv=notrunc 2>&1; touch -r ../t .git/index";
+    let spoilt = repo.command("sh").args(["-c", spoil]).status().expect("it starts");
+    assert!(spoilt.success());
+    let flags = || repo.git(&["ls-files", "-v"]).lines().filter(|l| l.starts_with('h')).count();
+    assert_eq!(flags(), 1, "git believes it");
+    let refused = repo.run(&[], "true").exits(21).json();
+    assert_eq!(refused["reason"], "damaged");
 }
 
 /// A turn tells the server that all was looked at, with the words of a driver.
