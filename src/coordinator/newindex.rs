@@ -171,14 +171,13 @@ impl Driver<'_> {
         let old = index::load(self.session.workspace.git_dir())?;
         let current = old.as_deref().map_or_else(|| Ok(Index::empty()), Index::parse);
         let current = current.map_err(|error| unreadable(&error))?;
-        let (wanted, base) = match differs {
-            Some(differs) => (after(differs), None),
-            None => {
-                let wanted = current
-                    .differs_from_tree(&self.session.store, seal.tree)
-                    .map_err(|error| unreadable(&error))?;
-                (wanted, self.base_index()?)
-            }
+        let (wanted, base) = if let Some(differs) = differs {
+            (after(differs), None)
+        } else {
+            let wanted = current
+                .differs_from_tree(&self.session.store, seal.tree)
+                .map_err(|error| unreadable(&error))?;
+            (wanted, self.base_index()?)
         };
         let changes = self.index_changes(wanted)?;
         let bytes = current.with_changes(&changes, base.as_ref()).to_bytes();

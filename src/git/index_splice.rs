@@ -338,9 +338,9 @@ fn splice(old: &Old<'_>, mut changes: Vec<IndexChange>, sink: Sink<'_>) -> Resul
             is += put_before(None, &mut source, &mut changes, sink)?;
             break;
         }
-        let (name, end) = source.entry(sink)?;
-        is += put_before(Some((name, end)), &mut source, &mut changes, sink)?;
-        source.at = end;
+        let entry = source.entry(sink)?;
+        is += put_before(Some(&entry), &mut source, &mut changes, sink)?;
+        source.at = entry.1;
         left -= 1;
     }
     source.hand_on(sink)?;
@@ -357,18 +357,18 @@ fn splice(old: &Old<'_>, mut changes: Vec<IndexChange>, sink: Sink<'_>) -> Resul
 /// Hands on what comes before an entry (or the end), and what takes its place; says by how many
 /// entries that is more.
 fn put_before(
-    entry: Option<(Range<usize>, usize)>,
+    entry: Option<&(Range<usize>, usize)>,
     source: &mut Source<'_>,
     changes: &mut Peekable<vec::IntoIter<IndexChange>>,
     sink: Sink<'_>,
 ) -> io::Result<i64> {
     let mut more = 0;
     let standing = |held: &[u8], path: &RepoPath| {
-        entry.as_ref().map_or(Ordering::Less, |(name, _)| path.as_bytes().cmp(&held[name.clone()]))
+        entry.map_or(Ordering::Less, |(name, _)| path.as_bytes().cmp(&held[name.clone()]))
     };
     while let Some(change) = changes.next_if(|c| standing(&source.held, &c.path).is_le()) {
         source.hand_on(sink)?;
-        if let (Some((_, end)), Ordering::Equal) = (&entry, standing(&source.held, &change.path)) {
+        if let (Some((_, end)), Ordering::Equal) = (entry, standing(&source.held, &change.path)) {
             source.run = *end;
             more -= 1;
         }
@@ -460,9 +460,11 @@ mod tests {
 
     /// That it is what taking the index apart makes.
     fn judge(index: &Index, changes: &[IndexChange]) {
-        let is_there = |change: &&IndexChange| index.get(change.path.as_bytes()).is_some();
-        let comes = changes.iter().filter(|change| change.to.is_some()).count();
-        let grows = comes as i64 - changes.iter().filter(is_there).count() as i64;
+        let more = |change: &IndexChange| {
+            let is_there = index.get(change.path.as_bytes()).is_some();
+            i64::from(change.to.is_some()) - i64::from(is_there)
+        };
+        let grows = changes.iter().map(more).sum();
         let (bytes, written) =
             spliced(&index.to_bytes(), changes, grows, true).expect("of this form");
         let wanted = index.with_changes(changes, None);

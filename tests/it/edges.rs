@@ -340,16 +340,24 @@ fn an_ordinary_user_with_no_thread_to_be_had() {
 }
 
 #[test]
-fn a_base_that_the_turn_damaged_is_an_undo_that_was_begun() {
-    let repo = Repo::new();
-    std::fs::write(repo.path(".gitignore"), "*.o\n").expect("written");
-    repo.git(&["add", ".gitignore"]);
-    repo.git(&["commit", "-q", "-m", "rules"]);
-    let script = "id=$(git rev-parse HEAD:.gitignore); rm -f .git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-); exit 3";
-    let ran = repo.finish(&mut repo.run_command(&["--execution-id", "x"], script));
-    assert!(ran.code != 0 && ran.code != 10, "{}", ran.stderr);
+fn a_base_that_the_turn_damaged_is_quarantined_where_it_is_needed() {
+    let lose = "id=$(git rev-parse HEAD:.gitignore); rm -f .git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-)";
+    let run = |script: &str| {
+        let repo = Repo::new();
+        std::fs::write(repo.path(".gitignore"), "*.o\n").expect("written");
+        repo.git(&["add", ".gitignore"]);
+        repo.git(&["commit", "-q", "-m", "rules"]);
+        let ran = repo.finish(&mut repo.run_command(&["--execution-id", "x"], script));
+        (repo, ran)
+    };
+    let (repo, ran) = run(&format!("{lose}; echo x > .gitignore; exit 3"));
+    ran.exits(20);
     let shown = repo.finish(&mut repo.worktx(&["show", "x", "--json"]));
-    assert_eq!(shown.json()["attempts"][0]["state"], "rolling_back", "{}", shown.stdout);
+    assert_eq!(shown.json()["attempts"][0]["state"], "quarantined", "{}", shown.stdout);
+    // What stands in the tree as the base has it is not read out of the base.
+    let (repo, ran) = run(&format!("{lose}; touch new.o new; exit 3"));
+    ran.exits(10);
+    assert!(repo.path("new.o").exists() && !repo.path("new").exists());
 }
 
 #[test]
