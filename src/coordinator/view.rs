@@ -149,6 +149,12 @@ fn look_in(
         warmth.ask(root, snapshot.meta().generation, Some(snapshot), view)
     });
     request.only = asked.as_ref().and_then(|asked| asked.touched.as_ref());
+    if let Some(only) = request.only
+        && let Err(error) = snapshot.read_ahead(only)
+    {
+        // Whatever it is, who asks for a row finds it too.
+        tracing::debug!(%error, "rows are read one by one");
+    }
     scan::scan(&request)
 }
 

@@ -263,10 +263,14 @@ impl Watching {
         }
     }
 
-    /// An attempt is over, or its driver gone: while nobody works here the index is looked at, by a
-    /// thread of its own.
+    /// An attempt is over, or its driver gone: while nobody works here, what was touched is watched
+    /// again, and the index is looked at, by a thread of its own.
     fn let_go(&mut self, at: usize) {
         let was_driver = self.drivers.swap_remove(at).is_driver;
+        if let (true, Some(watch)) = (was_driver, &mut self.watch) {
+            let caught_up = watch.catch_up();
+            self.survives(caught_up);
+        }
         if !was_driver || self.is_proving.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -184,6 +184,9 @@ pub fn establish(
         }
         current.apply(updates.clone());
     }
+    if let Some(only) = &only {
+        current.read_ahead(only)?;
+    }
     let scanned = scan(&ScanRequest {
         temporary: request.temporary,
         limits: ScanLimits { changes: u64::MAX, ..ScanLimits::default() },

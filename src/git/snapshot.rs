@@ -21,7 +21,7 @@ use super::manifest::{
     damaged_row, database, merge, read_row,
 };
 use super::row::{Packed, Row};
-use super::touched::parent;
+use super::touched::{Touched, above, parent};
 use crate::tx::entry::{Entry, Kind};
 use crate::tx::path::RepoPath;
 
@@ -82,6 +82,9 @@ impl Rows {
         dirs: &BTreeSet<&[u8]>,
         generation: u64,
     ) -> Result<(), ManifestError> {
+        if dirs.is_empty() {
+            return Ok(());
+        }
         let wrong = |source| database(&self.path, source);
         let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         let tx = db.transaction().map_err(wrong)?;
@@ -177,6 +180,16 @@ impl Snapshot {
             (None, Some(source)) => source.row(dir, self.meta.generation),
             (None, None) => None,
         }
+    }
+
+    /// Reads at once the rows that a look at these directories asks for.
+    pub fn read_ahead(&self, touched: &Touched) -> Result<(), ManifestError> {
+        let Some(source) = &self.source else { return Ok(()) };
+        let named = touched.directories().chain(touched.wholes());
+        let dirs = named.flat_map(|dir| std::iter::once(dir).chain(above(dir)));
+        let unread =
+            dirs.filter(|dir| !self.rows.contains_key(*dir) && source.read.get(*dir).is_none());
+        source.read_ahead(&unread.collect(), self.meta.generation)
     }
 
     /// All directories that have children, in no order (empty bytes for the root).

@@ -315,6 +315,12 @@ impl Watch {
         seen.into_iter().try_for_each(|(wd, what, has_name)| self.happened(wd, what, has_name))
     }
 
+    /// Watches again what was touched, while nobody asks: a question finds less to do then.
+    pub fn catch_up(&mut self) -> Result<(), Lost> {
+        self.drain()?;
+        self.watch_again()
+    }
+
     /// A look that began after `token` found everything as the manifest of the generation says, and
     /// was at all (`full`) or at what [`Watch::ask`] gave with the token. `told` are the directories whose
     /// children the manifest has anew since it was asked, and those for whose children it has stat data
