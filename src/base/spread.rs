@@ -12,8 +12,9 @@
 //! Where only one processor may be used, where there is no `/proc` with this process's own numbers,
 //! or where the kernel says no, nothing is moved.
 
+use std::io;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rustix::process::Pid;
 use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
@@ -25,6 +26,24 @@ use rustix::thread::{sched_getaffinity, sched_getcpu, sched_setaffinity};
 /// 0.1 ms.
 pub fn beside<A, B: Send>(here: impl FnOnce() -> A, there: impl FnOnce() -> B + Send) -> (A, B) {
     beside_by(thread::Builder::new(), here, there)
+}
+
+/// Does something in a thread of its own, from now on.
+///
+/// # Errors
+/// No thread is to be had.
+pub fn start<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let span = tracing::Span::current();
+    let before = threads();
+    let started =
+        thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work))?;
+    for pid in threads().into_iter().filter(|pid| !before.contains(pid)) {
+        move_away(pid);
+    }
+    Ok(started)
 }
 
 fn beside_by<A, B: Send>(
@@ -92,6 +111,12 @@ mod tests {
         let mask = || sched_getaffinity(None).expect("asked");
         let (here, there) = beside(mask, mask);
         assert!(here == all && there == all);
+    }
+
+    #[test]
+    fn what_was_started_goes_on() {
+        let started = start("other", || 5).expect("a thread");
+        assert_eq!(started.join().expect("ends"), 5);
     }
 
     #[test]

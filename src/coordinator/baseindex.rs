@@ -29,7 +29,7 @@ use crate::base::durable;
 use crate::base::hex::hex;
 use crate::base::spread;
 use crate::git::index::Index;
-use crate::git::index_known::{self, IndexDigest, Proof};
+use crate::git::index_known::{self, IndexDigest, Proof, is_of};
 use crate::git::workspace::Workspace;
 use crate::process;
 use crate::tx::id::{AttemptKey, Oid};
@@ -227,7 +227,7 @@ pub(super) fn saved(
         read => read,
     };
     let why = match saved {
-        Ok(bytes) if Some(hex(&index_known::digest(&bytes))) == spec.index_digest => {
+        Ok(bytes) if spec.index_digest.as_ref().is_some_and(|told| is_of(&bytes, told)) => {
             return Ok(bytes);
         }
         Ok(_) => "the saved index is not what was saved".to_owned(),

@@ -106,6 +106,8 @@ pub struct Live {
     pub index_changes: Option<bool>,
     /// The index that promotion puts in place; it agrees with the candidate's tree.
     pub new_index: Option<super::newindex::NewIndex>,
+    /// A look at the bytes of the index that the commit will be made of.
+    pub index_check: Option<super::newindex::IndexCheck>,
     /// git's locks, held across the gate.
     pub held: Option<crate::git::locks::HeldLocks>,
     /// Where the time goes.

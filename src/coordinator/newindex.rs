@@ -4,18 +4,26 @@
 //! # Limitations
 //! Extensions of git's (its cache of trees) are left out: git makes them anew.
 
+use std::path::Path;
+use std::thread::JoinHandle;
+
 use super::baseindex;
 use super::drive::{Driver, Stop, chain};
+use super::validate::difference_stop;
 use crate::base::hex::hex;
+use crate::base::spread;
 use crate::git::dir::DirError;
 use crate::git::index::{self, Index, IndexChange, IndexError, Meaning};
-use crate::git::index_known::{self, IndexDigest, KnownFile, Trailer};
+use crate::git::index_known::{self, IndexDigest, KnownFile, Trailer, is_of};
 use crate::git::index_splice::{self, Old, SpliceError, Written};
 use crate::git::locks::{self, HeldLocks};
-use crate::git::promote;
+use crate::git::promote::{self, Difference};
 use crate::git::store::Held;
 use crate::tx::path::RepoPath;
 use crate::tx::state::Seal;
+
+/// From so many bytes on the index is looked at by a thread of its own.
+const LARGE: u64 = 256 << 10;
 
 /// An index that was made for a promotion.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +61,25 @@ impl NewIndex {
 
 /// A path, with what the base and what the candidate has there.
 type Differs = (RepoPath, Option<Held>, Option<Held>);
+
+/// A look at the bytes of a large index, by a thread, from the seal on: the commit is made of them.
+#[derive(Debug)]
+pub struct IndexCheck(JoinHandle<Option<KnownFile>>);
+
+impl IndexCheck {
+    /// Begins it, where that is worth a thread.
+    pub(super) fn begin(git_dir: &Path, digest: IndexDigest) -> Option<Self> {
+        let file = KnownFile::open(git_dir, digest).ok()?.filter(|file| file.size() >= LARGE)?;
+        let look = move || file.is_whole().then_some(file);
+        spread::start("index", look).ok().map(Self)
+    }
+
+    /// Whether the file was looked at, and found whole.
+    fn says_of(self, file: &KnownFile) -> bool {
+        let checked = self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        checked.is_some_and(|checked| checked.is_as(file))
+    }
+}
 
 /// How the index comes to stand for the candidate.
 enum Plan {
@@ -135,7 +162,7 @@ impl Driver<'_> {
         let old = Old {
             from: file.file(),
             size: file.size(),
-            check: file.is_to_be_checked(),
+            check: !self.live.index_check.take().is_some_and(|check| check.says_of(file)),
             grows: differs.iter().map(more).sum(),
         };
         let changes = self.index_changes(after(differs))?;
@@ -169,6 +196,11 @@ impl Driver<'_> {
         differs: Option<&[Differs]>,
     ) -> Result<NewIndex, Stop> {
         let old = index::load(self.session.workspace.git_dir())?;
+        if let (Some(_), Some(bytes)) = (differs, &old)
+            && !self.spec.index_digest.as_ref().is_some_and(|told| is_of(bytes, told))
+        {
+            return Err(difference_stop(&[Difference::Index]));
+        }
         let current = old.as_deref().map_or_else(|| Ok(Index::empty()), Index::parse);
         let current = current.map_err(|error| unreadable(&error))?;
         let (wanted, base) = if let Some(differs) = differs {

@@ -20,6 +20,7 @@ use serde_json::json;
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::gather::Made;
+use super::newindex::IndexCheck;
 use super::policy::{self, Verdicts};
 use super::view::{self, SealFile};
 use crate::base::fault::{self, Point};
@@ -263,10 +264,11 @@ impl Driver<'_> {
         self.fail(cause, turn, death)
     }
 
-    fn read_turn_index(&self) -> Result<TurnIndex, Stop> {
+    fn read_turn_index(&mut self) -> Result<TurnIndex, Stop> {
         let git_dir = self.session.workspace.git_dir();
         let digest = index_known::digest_now(git_dir)?;
         if digest.map(|digest| hex(&digest)) == self.spec.index_digest {
+            self.live.index_check = digest.and_then(|digest| IndexCheck::begin(git_dir, digest));
             return Ok(TurnIndex { meaning: self.spec.index_meaning.clone(), paths: None });
         }
         let index = match index::load(git_dir)? {

@@ -29,6 +29,7 @@ use super::index_splice;
 use super::root::seen_of;
 use super::scan::stat_is_proof;
 use crate::base::clock::file_clock_ns;
+use crate::base::hex::hex;
 use crate::tx::entry::Stat;
 use crate::tx::id::Oid;
 
@@ -38,8 +39,9 @@ const NAME: &str = "index";
 /// How many are remembered: those of before and after an attempt, with room.
 const MOST: usize = 8;
 
-/// What tells the bytes of an index file from all others. Two that mean something else differ as
-/// surely as by SHA-256; two that differ in times or extensions alone, by SHA-1, as git's trailer.
+/// What tells the bytes of an index file from all others: of two that were read, those that mean
+/// something else differ as surely as by SHA-256, those that differ in times or extensions alone by
+/// SHA-1, as git's trailer.
 pub type IndexDigest = [u8; 32];
 
 /// The last twenty bytes of an index file.
@@ -118,6 +120,12 @@ pub fn digest(bytes: &[u8]) -> IndexDigest {
         Some(((body, trailer), meaning)) => digest_by(Sha1::digest(body).into(), *trailer, meaning),
         None => Sha256::digest(bytes).into(),
     }
+}
+
+/// Whether bytes are those that a digest was noted of, in hex digits: also as attempts were recorded
+/// until 26 November 2026, by SHA-256 of all bytes.
+pub fn is_of(bytes: &[u8], told: &str) -> bool {
+    hex(&digest(bytes)) == told || hex(&Sha256::digest(bytes)) == told
 }
 
 /// Of an index of the form that is spliced, by the SHA-1 of what is before its trailer.
@@ -348,13 +356,10 @@ impl KnownFile {
         let Some(file) = open_now(git_dir)? else { return Ok(None) };
         let Ok(now) = look(&file) else { return Ok(None) };
         let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = |wanted| {
-            let mut of_digest = files.iter().filter(|known| known.digest == digest);
-            of_digest.any(|known| known.git_dir == git_dir && known.seen.likeness(&now) == wanted)
-        };
-        let stat_is_proof = known(Likeness::Same);
-        let is_known = stat_is_proof || known(Likeness::IfWhole);
-        Ok(is_known.then_some(Self { file, seen: Seen { stat_is_proof, ..now } }))
+        let mut of_digest = files.iter().filter(|known| known.digest == digest);
+        let is_known = of_digest
+            .any(|known| known.git_dir == git_dir && known.seen.likeness(&now) != Likeness::Other);
+        Ok(is_known.then_some(Self { file, seen: now }))
     }
 
     /// The file, at its beginning.
@@ -367,9 +372,15 @@ impl KnownFile {
         self.seen.stat.size
     }
 
-    /// Whether its looks are no proof: then its bytes have to fit its trailer.
-    pub const fn is_to_be_checked(&self) -> bool {
-        !self.seen.stat_is_proof
+    /// Whether its bytes fit its trailer. Its looks tell nobody's damage, nor, on tmpfs, what was
+    /// written through a mapping: whoever makes another index of it signs what it finds.
+    pub fn is_whole(&self) -> bool {
+        hashes_to(&self.file, &self.seen)
+    }
+
+    /// Whether both are the same file, as it looked then and now.
+    pub fn is_as(&self, other: &Self) -> bool {
+        self.seen.stat == other.seen.stat && self.seen.trailer == other.seen.trailer
     }
 
     /// Whether it still looks as it did when it was opened.

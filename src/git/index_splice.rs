@@ -48,7 +48,8 @@ pub struct Old<'a> {
     pub from: &'a File,
     /// How many there are.
     pub size: u64,
-    /// Its trailer is to be that of its bytes (or left out, `index.skipHash`).
+    /// Its trailer is to be that of its bytes (or left out, `index.skipHash`). Else it was found so
+    /// already.
     pub check: bool,
     /// By how many entries the changes make it longer.
     pub grows: i64,
@@ -262,7 +263,12 @@ impl Source<'_> {
         let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(PIECE);
         let start = self.held.len();
         self.held.resize(start + want, 0);
-        let count = self.from.read(&mut self.held[start..])?;
+        let count = loop {
+            match self.from.read(&mut self.held[start..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.held.truncate(start + count);
         // Cut off, or an entry that is not whole.
         if count == 0 {
@@ -297,7 +303,7 @@ impl Source<'_> {
     }
 
     /// What is before the trailer, to its end; and the trailer.
-    fn rest(&mut self) -> io::Result<(Vec<u8>, Trailer)> {
+    fn rest(&mut self) -> Result<(Vec<u8>, Trailer), SpliceError> {
         let mut rest = self.held.split_off(self.at);
         let held = rest.len();
         self.from.take(self.left).read_to_end(&mut rest)?;
@@ -305,8 +311,10 @@ impl Source<'_> {
             hash.update(&rest[held..]);
         }
         let mut trailer = Trailer::default();
-        self.from.read_exact(&mut trailer)?;
-        Ok((rest, trailer))
+        match self.from.read_exact(&mut trailer) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(SpliceError::Form),
+            read => Ok(read.map(|()| (rest, trailer))?),
+        }
     }
 }
 

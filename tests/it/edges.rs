@@ -396,9 +396,8 @@ fn case_and_encoding_settings() {
     lab.laws();
 }
 
-#[test]
-fn a_large_index_is_kept_by_one_name() {
-    let repo = Repo::new();
+/// So many files of so long names that the index has more than a MiB.
+fn with_large_index(repo: &Repo) {
     let long = "x".repeat(150);
     std::fs::create_dir(repo.path("many")).expect("made");
     for number in 0..5_500 {
@@ -406,6 +405,38 @@ fn a_large_index_is_kept_by_one_name() {
     }
     repo.git(&["add", "many"]);
     repo.git(&["commit", "-q", "-m", "many"]);
+}
+
+/// On tmpfs what is written through a mapping, which was read before, gives a file no time: only the bytes
+/// tell, and a commit's index is made of them.
+#[test]
+fn an_index_that_was_written_through_a_mapping() {
+    let memory = std::path::Path::new("/dev/shm");
+    if !memory.is_dir() {
+        println!("SKIPPED: needs /dev/shm");
+        return;
+    }
+    let dir = tempfile::tempdir_in(memory).expect("a folder");
+    let repo = Repo::at(dir.path());
+    with_large_index(&repo);
+    let run = |script: &str| repo.finish(&mut repo.run_command(&[], script));
+    run("echo two > new").exits(0);
+    run("echo two > other").exits(0);
+    let spoil = "python3 -c \"
+import mmap
+with open('.git/index', 'r+b') as file:
+    with mmap.mmap(file.fileno(), 0) as seen:
+        sum(seen[:4096])
+        seen[52:72] = bytes(20)
+\"; echo three > new";
+    run(spoil).exits(20);
+    assert_eq!(repo.git(&["show", "HEAD:new"]), "two");
+}
+
+#[test]
+fn a_large_index_is_kept_by_one_name() {
+    let repo = Repo::new();
+    with_large_index(&repo);
     let index = repo.path(".git/index");
     let kept = repo.path(".git/worktx/manifest/main.index-kept");
     let is_kept = || {
