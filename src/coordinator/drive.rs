@@ -20,6 +20,7 @@ use super::spec::AttemptSpec;
 use super::view::SealView;
 use crate::gate::EmbeddedGate;
 use crate::git::guarded;
+use crate::git::rules::BaseRules;
 use crate::git::scan::{Scan, ScanError};
 use crate::git::snapshot::Snapshot;
 use crate::journal::{Change, LedgerError};
@@ -88,6 +89,8 @@ pub struct Live {
     pub timeout: Option<Duration>,
     /// The manifest as it was at open.
     pub snapshot: Option<Arc<Snapshot>>,
+    /// The rules of that.
+    pub base_rules: Option<BaseRules>,
     /// The git directory's files as they were at open.
     pub git_directory: Option<Arc<guarded::Snapshot>>,
     /// The git directory's files after the turn, where they were read while the undo was recorded.

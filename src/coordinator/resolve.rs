@@ -277,7 +277,7 @@ impl Driver<'_> {
     /// Pins everything that differs from the base, and leaves it.
     fn pin_all(&mut self, tip: Option<Oid>) -> Result<(), Stop> {
         let snapshot = self.snapshot()?;
-        let rules = view::base_rules(&self.session.store, &snapshot);
+        let rules = self.base_rules(&snapshot);
         let scan = view::look(self.session, &self.spec, &snapshot, &rules, NewDirectories::Walk)
             .map_err(view::scan_stop)?;
         if scan.changes.is_empty() && tip.is_none() {

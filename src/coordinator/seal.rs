@@ -86,7 +86,7 @@ impl Driver<'_> {
         let turn_index = self.read_turn_index()?;
 
         let snapshot = self.snapshot()?;
-        let base_rules = view::base_rules(&self.session.store, &snapshot);
+        let base_rules = self.base_rules(&snapshot);
         let scan = match view::look(
             self.session,
             &self.spec,

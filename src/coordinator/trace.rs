@@ -64,7 +64,7 @@ impl Driver<'_> {
         let name = format!("tx-{}-{}.json", self.key.execution, self.key.attempt);
         let path = RepoPath::new(format!("{TREE_FOLDER}/{name}")).map_err(std::io::Error::other)?;
         let snapshot = self.snapshot().map_err(|_| std::io::Error::other("no manifest"))?;
-        let base = super::view::base_rules(&self.session.store, &snapshot);
+        let base = self.base_rules(&snapshot);
         let rules = super::view::rules(&self.spec);
         let ignored = View::new(&rules, Source::Base(&base))
             .ignores(&path, false)

@@ -8,7 +8,7 @@
 //! A path that cannot be brought back is retried a few times and then shown to an operator.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::json;
 
@@ -59,7 +59,7 @@ impl Driver<'_> {
 
         self.put_back_root_mode()?;
         let snapshot = self.snapshot()?;
-        let base_rules = view::base_rules(&self.session.store, &snapshot);
+        let base_rules = self.base_rules(&snapshot);
         let look = |how| view::look(self.session, &self.spec, &snapshot, &base_rules, how);
         let (mut how, mut opened) = (NewDirectories::Walk, HashSet::new());
         let mut looked = self.live.looked.take();
@@ -301,10 +301,19 @@ impl Driver<'_> {
             return Ok(RestoreReport::default());
         }
         let base_view = RefCell::new(View::new(&rules, Source::Base(rules_of)));
+        // Of what cannot be told it is not: it stays as it is, and an operator is asked.
+        let unsure = RefCell::new(BTreeMap::new());
         let in_scope = |path: &RepoPath| {
-            !rules.survives(path, false)
-                && !rules.is_excluded(path, false)
-                && !base_view.borrow_mut().ignores(path, false).unwrap_or(false)
+            if rules.survives(path, false) || rules.is_excluded(path, false) {
+                return false;
+            }
+            match base_view.borrow_mut().ignores(path, false) {
+                Ok(ignored) => !ignored,
+                Err(error) => {
+                    unsure.borrow_mut().insert(path.clone(), super::drive::chain(&error));
+                    false
+                }
+            }
         };
         let mut spill = Spill::at(self.session.place.spill(&self.key));
         let session = &mut *self.session;
@@ -351,6 +360,8 @@ impl Driver<'_> {
             all.sort_unstable();
             all.dedup();
         }
+        let unsure = unsure.into_inner().into_iter();
+        report.blocked.extend(unsure.map(|(path, why)| BlockedPath { path, why }));
         if !report.blocked.is_empty() {
             let paths = report.blocked;
             let why = String::new();

@@ -216,6 +216,17 @@ pub fn settle(
 }
 
 impl Driver<'_> {
+    /// The `.gitignore` files of a snapshot; what was read of them stays known.
+    pub(super) fn base_rules(&mut self, snapshot: &Arc<Snapshot>) -> BaseRules {
+        match &self.live.base_rules {
+            Some(known) if known.are_of(snapshot) => known.clone(),
+            _ => {
+                let rules = base_rules(&self.session.store, snapshot);
+                self.live.base_rules.insert(rules).clone()
+            }
+        }
+    }
+
     /// The manifest as it was at open.
     pub(super) fn snapshot(&mut self) -> Result<Arc<Snapshot>, Stop> {
         if let Some(snapshot) = &self.live.snapshot {
@@ -245,7 +256,7 @@ impl Driver<'_> {
         let is_open = root_mode.is_some() && root_mode == self.spec.root_mode;
         let snapshot = if is_open { self.snapshot().ok() } else { None };
         let known = snapshot.map(|snapshot| {
-            let rules = base_rules(&self.session.store, &snapshot);
+            let rules = self.base_rules(&snapshot);
             (snapshot, rules)
         });
         let expected = self.record.state.tag();
@@ -320,6 +331,7 @@ impl Driver<'_> {
             }
             // They are of the manifest before, and may read more of it.
             self.live.snapshot = None;
+            self.live.base_rules = None;
             self.live.sealed = None;
             return Ok(());
         };

@@ -22,7 +22,7 @@ use super::attributes::{Attributes, CapturedAttributes, Unsupported};
 use super::convert::{AutoCrlf, Conversions};
 use super::manifest::{Described, Manifest, ManifestError};
 use super::root::{Root, RootError};
-use super::rules::{Rules, RulesError};
+use super::rules::{GITIGNORE, Rules, RulesError};
 use super::scan::{RawFile, ScanError, ScanLimits, ScanRequest, blob_id, raw_id, scan};
 use super::snapshot::Snapshot;
 use super::store::{Store, StoreError};
@@ -260,6 +260,10 @@ fn are_looks(old: &Snapshot, updates: &BTreeMap<RepoPath, Option<Entry>>) -> boo
     let (files, mut bytes) = STALE;
     updates.len() <= files
         && updates.iter().all(|(path, now)| {
+            // Everything beneath rules that look new would be looked at.
+            if path.name() == GITIGNORE {
+                return false;
+            }
             let (Some(was), Some(now)) = (old.get(path), now) else { return false };
             let (a, b) = (was.stat, now.stat);
             let left = bytes.checked_sub(b.size);
@@ -310,6 +314,11 @@ fn tracked_updates(
             submodules.push(path);
             continue;
         }
+        if current.packed(&path).is_some_and(|known| known.kind() == Kind::Directory) {
+            // What stood in it is nowhere any more; whatever stands there after all, a look finds.
+            let beneath = current.beneath(path.as_bytes());
+            updates.extend(beneath.into_iter().map(|(path, _)| (path, None)));
+        }
         let tracked = Tracked { blob, mode };
         let known = current.get(&path).filter(|entry| entry.kind.is_storable());
         let entry = known.unwrap_or_else(|| unknown(kind_of_mode(mode)));
@@ -321,9 +330,11 @@ fn tracked_updates(
         let mut above = path.parent();
         updates.insert(path, Some(entry));
         while let Some(dir) = above {
-            if updates.contains_key(&dir)
-                || current.packed(&dir).is_some_and(|known| known.kind() == Kind::Directory)
-            {
+            let kind = match updates.get(&dir) {
+                Some(entry) => entry.as_ref().map(|entry| entry.kind),
+                None => current.packed(&dir).map(|known| known.kind()),
+            };
+            if kind == Some(Kind::Directory) {
                 break;
             }
             above = dir.parent();

@@ -222,13 +222,24 @@ impl BaseRules {
         Ok(Some(files.read.insert(dir.to_vec(), bytes)))
     }
 
+    /// Whether they are those of this snapshot.
+    pub fn are_of(&self, snapshot: &Arc<Snapshot>) -> bool {
+        Arc::ptr_eq(&self.0.snapshot, snapshot)
+    }
+
     /// Whether a directory's `.gitignore` has these bytes, or is not there either; told by the id
-    /// alone.
+    /// alone. Then it need not be read any more.
     pub fn is(&self, dir: &[u8], bytes: Option<&[u8]>) -> bool {
         let entry = self.0.snapshot.row(dir).and_then(|row| row.get(GITIGNORE));
         match (entry.filter(|entry| entry.kind() == Kind::File), bytes) {
             (Some(entry), Some(bytes)) => {
-                entry.stat().size == bytes.len() as u64 && entry.raw() == blob_id(bytes)
+                let is_it = entry.stat().size == bytes.len() as u64
+                    && bytes.len() as u64 <= MAX_RULES
+                    && entry.raw() == blob_id(bytes);
+                if is_it && self.0.read.get(dir).is_none() {
+                    self.0.read.insert(dir.to_vec(), bytes.to_vec());
+                }
+                is_it
             }
             (Some(_), None) => false,
             (None, bytes) => self.0.snapshot.ignored_rules().get(dir).map(Vec::as_slice) == bytes,

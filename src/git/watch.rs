@@ -318,7 +318,14 @@ impl Watch {
     /// Watches again what was touched, while nobody asks: a question finds less to do then.
     pub fn catch_up(&mut self) -> Result<(), Lost> {
         self.drain()?;
-        self.watch_again()
+        // Where a file was only opened, its time of change tells when somebody asks, and not before.
+        let (later, now) = std::mem::take(&mut self.fired)
+            .into_iter()
+            .partition(|id| self.opened.contains(id) && !self.touched.contains_key(id));
+        self.fired = now;
+        self.watch_again()?;
+        self.fired.extend::<BTreeSet<u32>>(later);
+        Ok(())
     }
 
     /// A look that began after `token` found everything as the manifest of the generation says, and

@@ -358,6 +358,12 @@ fn a_base_that_the_turn_damaged_is_quarantined_where_it_is_needed() {
     let (repo, ran) = run(&format!("{lose}; touch new.o new; exit 3"));
     ran.exits(10);
     assert!(repo.path("new.o").exists() && !repo.path("new").exists());
+    // Nor does an undo take what it ignores for somebody's work.
+    let (repo, ran) =
+        run(&format!("{lose}; mkdir new; echo x > new/x; echo own > new/own.o; exit 3"));
+    ran.exits(10);
+    assert_eq!((repo.read("new/own.o").as_str(), repo.path("new/x").exists()), ("own\n", false));
+    assert!(repo.git(&["for-each-ref", "refs/worktx/**/rescue/**"]).is_empty());
 }
 
 #[test]

@@ -206,6 +206,18 @@ fn rules_that_a_commit_changed_count_from_then_on() {
     }
 }
 
+/// A directory that a turn made a file of: the next attempt finds a base.
+#[test]
+fn a_file_in_the_place_of_a_directory() {
+    let repo = repo();
+    let _server = start(&repo, &[]);
+    repo.run(&[], "true").exits(0);
+    repo.run(&[], "rm -r a; echo file > a; rm -r c/d; ln -s ../a c/d").exits(0);
+    repo.run(&[], "true").exits(0);
+    repo.run(&[], "rm a; mkdir -p a/b; echo new > a/b/new; exit 3").exits(10);
+    assert_eq!((repo.read("a").as_str(), repo.status().as_str()), ("file\n", ""));
+}
+
 /// The index that an attempt has put in place is looked at while nobody works, so that the next one
 /// knows it by its looks.
 #[test]

@@ -73,7 +73,52 @@ fn stat_data_alone_is_not_worth_writing() {
     }
     assert!(written(&mut tree), "many");
     assert!(!written(&mut tree));
+    // Beneath rules that look new everything would be looked at, each time.
+    tree.write(".gitignore", "*.o");
+    assert!(written(&mut tree));
+    tree.write(".gitignore", "*.o");
+    assert!(written(&mut tree) && !written(&mut tree));
     // A commit that changes what is tracked.
     tree.commit(&["note"]);
     assert!(written(&mut tree));
+}
+
+/// What stood in a directory that a commit made a file of is nowhere, whichever way it is looked at.
+#[test]
+fn a_commit_that_makes_a_file_of_a_directory() {
+    for bounded in [false, true] {
+        let mut tree = Tree::new();
+        tree.write("a/deep/one", "one");
+        tree.write("b/two", "two");
+        tree.write("c", "three");
+        tree.commit(&["a", "b", "c"]);
+        tree.write("a/own", "of nobody");
+        tree.establish().expect("a base");
+        for name in ["a", "b"] {
+            std::fs::remove_dir_all(tree.at(name)).expect("removed");
+        }
+        std::fs::remove_file(tree.at("c")).expect("removed");
+        tree.write("a", "a file");
+        symlink("a", tree.at("b")).expect("linked");
+        tree.write("c/four", "four");
+        tree.git(&["add", "-A"]);
+        tree.git(&["commit", "-q", "-m", "the other way round"]);
+        tree.only = bounded.then(|| {
+            let mut touched = Touched::default();
+            touched.directory("");
+            touched
+        });
+        let found = tree.establish().expect("a base");
+        assert!(found.modified.is_empty() && found.untracked.is_empty(), "{found:?}");
+        let names = |snapshot: &crate::git::snapshot::Snapshot| {
+            let names: BTreeSet<String> = snapshot.iter().map(|(p, _)| p.to_string()).collect();
+            names.into_iter().collect::<Vec<_>>()
+        };
+        let written = tree.manifest.load().expect("loaded");
+        assert_eq!(names(&found.snapshot), ["a", "b", "c", "c/four"]);
+        assert_eq!(names(&written), ["a", "b", "c", "c/four"]);
+        assert_eq!(written.notable().count(), 0);
+        tree.only = None;
+        assert_eq!(tree.establish().expect("a base").modified, []);
+    }
 }
