@@ -16,6 +16,7 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::base::FoundIndex;
@@ -165,29 +166,42 @@ fn second_name(git_dir: &Path, place: &Place, folder: &Path) -> io::Result<Optio
     link_once(git_dir, &place.kept_index())
 }
 
-/// Does something else while a large index that was just put in place gets its second name, so that its
-/// time of change is an old one when the next attempt comes: the kernel takes a while to forget the
-/// one that had the name before.
-pub(super) fn keep_beside<T>(
-    workspace: &Workspace,
-    place: &Place,
-    new: Option<NewIndex>,
-    other: impl FnOnce() -> T,
-) -> T {
-    let git_dir = workspace.git_dir();
-    let size = || std::fs::symlink_metadata(git_dir.join("index")).map_or(0, |meta| meta.len());
-    let Some(new) = new.filter(|new| new.is_plain && size() >= LARGE) else { return other() };
-    let keep = || -> io::Result<()> {
-        if let Some(file) = link_once(git_dir, &place.kept_index())? {
-            index_known::linked(git_dir, &file, new.digest)?;
+/// A large index that was just put in place gets its second name, by a thread, so that its time of
+/// change is an old one when the next attempt comes: the kernel takes a while to forget the one that
+/// had the name before. Only of an attempt that was won: nothing needs that one any more.
+#[derive(Debug)]
+pub struct Keeping(JoinHandle<io::Result<()>>);
+
+impl Keeping {
+    /// Begins it, where there is something to be kept.
+    pub(super) fn begin(
+        workspace: &Workspace,
+        place: &Place,
+        new: Option<NewIndex>,
+    ) -> Option<Self> {
+        let new = new.filter(|new| new.is_plain)?;
+        let git_dir = workspace.git_dir().to_owned();
+        let size = std::fs::symlink_metadata(git_dir.join("index")).map_or(0, |meta| meta.len());
+        let kept = place.kept_index();
+        let keep = move || -> io::Result<()> {
+            if let Some(file) = link_once(&git_dir, &kept)? {
+                index_known::linked(&git_dir, &file, new.digest)?;
+            }
+            Ok(())
+        };
+        if size < LARGE {
+            return None;
         }
-        Ok(())
-    };
-    let (done, kept) = spread::beside(other, keep);
-    if let Err(error) = kept {
-        tracing::debug!(%error, "the new index has no second name yet");
+        spread::start("index", keep).ok().map(Self)
     }
-    done
+
+    /// Waits for it. Where it could not be done, the next attempt does it.
+    pub(super) fn finish(self) {
+        let kept = self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if let Err(error) = kept {
+            tracing::debug!(%error, "the new index has no second name yet");
+        }
+    }
 }
 
 fn link_once(git_dir: &Path, kept: &Path) -> io::Result<Option<File>> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::baseindex::keep_beside;
+use super::baseindex::Keeping;
 use super::drive::{Driver, Stop, chain};
 use super::error::Failure;
 use super::newindex::NewIndex;
@@ -254,6 +254,8 @@ impl Driver<'_> {
         let moved = self.move_branch(&seal, &held, &won);
         if moved.is_ok() {
             fault::point(Point::Promoted);
+            let (workspace, place) = (&self.session.workspace, &self.session.place);
+            self.live.keeping = Keeping::begin(workspace, place, self.live.new_index);
             self.apply(TxEvent::Promoted, &json!({ "commit": seal.candidate }))?;
         }
         let released = held.release();
@@ -309,14 +311,13 @@ impl Driver<'_> {
         }
         let entries = self.sealed_view()?.file.entries.clone();
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        let (workspace, place) = (self.session.workspace.clone(), self.session.place.clone());
-        keep_beside(&workspace, &place, self.live.new_index, || -> Result<(), Stop> {
-            self.remember(entries, seal.tree)?;
-            // Before the end is recorded: after it nobody comes back for what is left.
-            locks::forget(&target)?;
-            self.report_other_refs();
-            Ok(())
-        })?;
+        self.remember(entries, seal.tree)?;
+        // Before the end is recorded: after it nobody comes back for what is left.
+        locks::forget(&target)?;
+        self.report_other_refs();
+        if let Some(keeping) = self.live.keeping.take() {
+            keeping.finish();
+        }
         self.note_index(seal.tree)?;
         self.apply_final(TxEvent::Finished)?;
         self.leave_trace();

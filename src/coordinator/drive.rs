@@ -111,6 +111,8 @@ pub struct Live {
     pub new_index: Option<super::newindex::NewIndex>,
     /// A look at the bytes of the index that the commit will be made of.
     pub index_check: Option<super::newindex::IndexCheck>,
+    /// The index that was put in place gets its second name.
+    pub keeping: Option<super::baseindex::Keeping>,
     /// git's locks, held across the gate.
     pub held: Option<crate::git::locks::HeldLocks>,
     /// Where the time goes.

@@ -28,7 +28,7 @@ use crate::git::ahead;
 use crate::git::attributes::{Attributes, CapturedAttributes};
 use crate::git::convert::{AutoCrlf, Conversions};
 use crate::git::index::{self, Index};
-use crate::git::index_known;
+use crate::git::index_known::{self, IndexDigest};
 use crate::git::pack::PackWriter;
 use crate::git::rules::{Source, View};
 use crate::git::scan::{self, NewDirectories, ScanError};
@@ -46,6 +46,8 @@ pub(super) struct TurnIndex {
     meaning: String,
     /// Its stage-0 paths; `None` where it is what it was at open.
     pub(super) paths: Option<BTreeSet<Vec<u8>>>,
+    /// Of its bytes, where they are those of the index at open.
+    of_base: Option<IndexDigest>,
 }
 
 /// Who commits, now.
@@ -82,6 +84,7 @@ impl Driver<'_> {
         self.live.laps.enter(Phase::Seal);
         self.put_back_programs()?;
         self.make_durable(tip)?;
+        self.session.store.forget_trees();
         let sealed_head = tip.unwrap_or(self.spec.base);
         let turn_index = self.read_turn_index()?;
 
@@ -132,6 +135,9 @@ impl Driver<'_> {
             return self.reject_turn(cause, turn, death, adopted);
         }
 
+        let git_dir = self.session.workspace.git_dir();
+        let of_base = turn_index.of_base.filter(|_| !scan.changes.is_empty());
+        self.live.index_check = of_base.and_then(|digest| IndexCheck::begin(git_dir, digest));
         let store = &self.session.store;
         let mut pack = PackWriter::new(store);
         let mut made = Made::default();
@@ -264,12 +270,13 @@ impl Driver<'_> {
         self.fail(cause, turn, death)
     }
 
-    fn read_turn_index(&mut self) -> Result<TurnIndex, Stop> {
+    fn read_turn_index(&self) -> Result<TurnIndex, Stop> {
         let git_dir = self.session.workspace.git_dir();
         let digest = index_known::digest_now(git_dir)?;
         if digest.map(|digest| hex(&digest)) == self.spec.index_digest {
-            self.live.index_check = digest.and_then(|digest| IndexCheck::begin(git_dir, digest));
-            return Ok(TurnIndex { meaning: self.spec.index_meaning.clone(), paths: None });
+            let of_base = digest;
+            let meaning = self.spec.index_meaning.clone();
+            return Ok(TurnIndex { meaning, paths: None, of_base });
         }
         let index = match index::load(git_dir)? {
             None => Index::empty(),
@@ -280,7 +287,7 @@ impl Driver<'_> {
         let meaning = hex(&index.meaning().0);
         let same = meaning == self.spec.index_meaning;
         let paths = (!same).then(|| index.paths_stage0().map(|p| p.to_vec()).collect());
-        Ok(TurnIndex { meaning, paths })
+        Ok(TurnIndex { meaning, paths, of_base: None })
     }
 
     /// The turn's own commits pass the same policies, each of them.
