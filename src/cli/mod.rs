@@ -47,9 +47,10 @@ use clap::Parser as _;
 use args::{Cli, Command, Global};
 
 use crate::config::Flags;
-use crate::coordinator::begin;
+
 use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
+use crate::coordinator::warmup;
 use style::Style;
 
 /// Everything after the supervisor's question: parses, does, and says what came of it.
@@ -101,7 +102,7 @@ fn dispatch(global: &Global, command: Command) -> Result<u8, Failure> {
         Command::Completions(args) => completions::shell(&args),
         Command::Man => completions::man(),
         Command::GuardHook => Ok(guard_hook::run(global)),
-        Command::WarmUp => begin::warm_up(&context(global)?).map(|()| exit::OK),
+        Command::WarmUp => warmup::warm_up(&context(global)?).map(|()| exit::OK),
     }
 }
 

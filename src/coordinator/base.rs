@@ -132,7 +132,11 @@ impl Begin<'_> {
             keep_modified: false,
             progress: progress.as_ref().map(|told| told as &(dyn Fn(u64) + Sync)),
             only: asked.as_ref().and_then(|asked| asked.touched.as_ref()),
-            stale: !self.is_warming,
+            stale: match warmth.is_of_a_server() {
+                _ if self.is_warming => 0,
+                true => baseline::STALE_WATCHED,
+                false => baseline::STALE,
+            },
         };
         let established = baseline::establish(&mut session.manifest, &request);
         if let Some(watcher) = watcher {

@@ -27,7 +27,8 @@ use super::outcome::{Outcome, OutcomeWord};
 use super::place::{PRIVATE_DIR, PRIVATE_FILE, Place, temporary_name};
 use super::session::Session;
 use super::spec::AttemptSpec;
-use super::warm::Warmth;
+use super::warm::{BEGINNING, Warmth};
+use super::warmup::is_warming;
 use super::{notify, reconcile, retention, trace};
 use crate::base::durable;
 use crate::base::hex::hex;
@@ -130,43 +131,6 @@ pub fn run(request: &RunRequest) -> Result<Outcome, Failure> {
     outcome
 }
 
-/// Looks at a work tree so that a server that watches it knows it before the first turn. Where it
-/// cannot be a base, nothing is known, and nothing is wrong with that.
-///
-/// # Errors
-/// As [`run`], before anything runs.
-pub fn warm_up(context: &Context) -> Result<(), Failure> {
-    let signals = Signals::install().map_err(Failure::io("installing signal handlers"))?;
-    let request = RunRequest {
-        context: context.clone(),
-        execution: "warm-up".parse().map_err(Failure::bug)?,
-        timeout: None,
-        settle_by: None,
-        wait: None,
-        triggered_by: None,
-        claim_token: None,
-        json: false,
-        verify_all: false,
-        command: Vec::new(),
-        watcher: None,
-    };
-    let mut session = Session::open(context.workspace.clone(), context.place.clone(), "warm-up")?;
-    session.warmth =
-        RefCell::new(Warmth::connect_patiently(&session.place, session.lock.descriptor()));
-    let mut begin = Begin {
-        is_warming: true,
-        ..Begin::new(&request, signals, PathBuf::new(), context.git_env())
-    };
-    // The first look may write the manifest, by which the watch is begun; the second one knows that
-    // nothing happened in between.
-    for _ in 0..2 {
-        begin.judge(&mut session)?;
-        session.warmth.borrow_mut().wait_for_begin();
-    }
-    begin.judge(&mut session)?;
-    Ok(())
-}
-
 /// Opens the session, within `--wait`; a request to end ends the wait too.
 fn open(
     request: &RunRequest,
@@ -176,6 +140,7 @@ fn open(
     mut store: Option<Store>,
 ) -> Result<Session, Failure> {
     let until = request.wait.and_then(|wait| Instant::now().checked_add(wait));
+    let warm_by = Instant::now() + BEGINNING;
     loop {
         let opened = Session::open_by(workspace.clone(), place.clone(), "run", &mut store);
         let is_over = match (request.wait, until) {
@@ -184,8 +149,15 @@ fn open(
             (Some(_), until) => until.is_some_and(|until| Instant::now() >= until),
         };
         match opened {
-            // Each try waits a moment by itself. Who holds the lock may have objects dropped.
-            Err(Failure::Busy { .. }) if !is_over && signals.pending().is_none() => store = None,
+            // Each try waits a moment by itself. Who holds the lock may have objects dropped. A server
+            // that begins looks at the tree, as this would: what it knows then is worth the wait.
+            Err(Failure::Busy { ref holder })
+                if signals.pending().is_none()
+                    && (!is_over || is_warming(holder.as_deref()) && Instant::now() < warm_by) =>
+            {
+                tracing::debug!("the workspace is busy: waiting");
+                store = None;
+            }
             opened => return opened,
         }
     }
@@ -218,7 +190,12 @@ pub(super) struct Begin<'r> {
 }
 
 impl<'r> Begin<'r> {
-    fn new(request: &'r RunRequest, signals: Signals, program: PathBuf, git_env: GitEnv) -> Self {
+    pub(super) fn new(
+        request: &'r RunRequest,
+        signals: Signals,
+        program: PathBuf,
+        git_env: GitEnv,
+    ) -> Self {
         let (loaded, laps) = (request.context.user.clone(), Laps::default());
         Self { request, signals, program, git_env, loaded, laps, prepared: None, is_warming: false }
     }

@@ -48,6 +48,7 @@ mod unprotected;
 mod validate;
 pub mod view;
 pub mod warm;
+pub mod warmup;
 pub mod words;
 
 #[cfg(test)]

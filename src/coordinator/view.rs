@@ -312,7 +312,7 @@ impl Driver<'_> {
             // The next open looks at them, and writes. Where rules changed, it has to see that they did.
             changes.len() < MANY || changes.iter().any(|(path, _)| is_rules(path))
         } else {
-            is_base && changes.len() <= baseline::STALE.0
+            is_base && changes.len() <= baseline::STALE
         };
         if not_worth_it || (is_base && changes.is_empty()) {
             return Ok(());

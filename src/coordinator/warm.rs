@@ -46,7 +46,7 @@ use crate::tx::settings::Scope;
 /// How long an answer may take: on a busy machine it comes late, and a look at all would too.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long the watch of a large tree may take to begin, where somebody waits for that.
-const BEGINNING: Duration = Duration::from_mins(2);
+pub const BEGINNING: Duration = Duration::from_mins(2);
 
 /// The longest line: the names of a hundred thousand directories.
 pub const LONGEST: usize = 64 << 20;

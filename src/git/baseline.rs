@@ -41,8 +41,12 @@ const READS: u32 = 4;
 /// How many files make a second thread worth its start.
 const ALONE: usize = 64;
 
-/// So many files, of so many bytes together, are sooner read again next time than written down.
-pub const STALE: (usize, u64) = (64, 1 << 20);
+/// So many files, of so many bytes together, are sooner read again next time than written down, where
+/// all is looked at anyway.
+pub const STALE: usize = 64;
+const STALE_BYTES: u64 = 1 << 20;
+/// As [`STALE`], where each of them is a directory more to look at.
+pub const STALE_WATCHED: usize = 16;
 
 /// What the base is established from.
 pub struct BaselineRequest<'a> {
@@ -71,9 +75,9 @@ pub struct BaselineRequest<'a> {
     /// See [`ScanRequest::only`]: of all other directories it is known that they are as the
     /// manifest says.
     pub only: Option<&'a Touched>,
-    /// The manifest may keep stat data of a few files that is out of date ([`STALE`]): where they are
-    /// is told, and looked at again next time.
-    pub stale: bool,
+    /// Of so many files the manifest may keep stat data that is out of date ([`STALE`]): where they
+    /// are is told, and looked at again next time.
+    pub stale: usize,
 }
 
 /// What stands in the tree, judged. Lists are sorted.
@@ -240,7 +244,7 @@ pub fn establish(
         let same_rules = old.ignored_rules() == rules;
         let same = same_rules && old.meta().described == described;
         let changed = directories(updates.keys());
-        if same && (updates.is_empty() || request.stale && are_looks(&old, &updates)) {
+        if same && (updates.is_empty() || are_looks(&old, &updates, request.stale)) {
             baseline.stale = changed;
         } else {
             let rules = (!same_rules).then_some(rules);
@@ -256,9 +260,9 @@ pub fn establish(
 
 /// Whether a few entries differ, and in nothing but what tells that a file is as it was.
 /// They are looked at by their bytes again next time, which takes less than the syncs of writing.
-fn are_looks(old: &Snapshot, updates: &BTreeMap<RepoPath, Option<Entry>>) -> bool {
-    let (files, mut bytes) = STALE;
-    updates.len() <= files
+fn are_looks(old: &Snapshot, updates: &BTreeMap<RepoPath, Option<Entry>>, most: usize) -> bool {
+    let mut bytes = STALE_BYTES;
+    updates.len() <= most
         && updates.iter().all(|(path, now)| {
             // Everything beneath rules that look new would be looked at.
             if path.name() == GITIGNORE {

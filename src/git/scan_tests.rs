@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use super::attributes::CapturedAttributes;
-use super::baseline::{Baseline, BaselineError, BaselineRequest, establish};
+use super::baseline::{Baseline, BaselineError, BaselineRequest, STALE, establish};
 use super::convert::AutoCrlf;
 use super::manifest::Manifest;
 use super::root::Root;
@@ -49,7 +49,7 @@ struct Tree {
     autocrlf: AutoCrlf,
     /// What the next look is bounded to.
     only: Option<Touched>,
-    stale: bool,
+    stale: usize,
 }
 
 impl Tree {
@@ -71,7 +71,7 @@ impl Tree {
             keep_modified: false,
             autocrlf: AutoCrlf::Off,
             only: None,
-            stale: false,
+            stale: 0,
         };
         tree.git(&["init", "-q", "-b", "main"]);
         for (key, value) in [("user.name", "T"), ("user.email", "t@t"), ("gc.auto", "0")] {

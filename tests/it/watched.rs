@@ -2,7 +2,9 @@
 //! all, and whatever the watch may not know makes it look at all.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -204,6 +206,35 @@ fn rules_that_a_commit_changed_count_from_then_on() {
         assert_eq!(left, ["cache\n", "cache\n"], "{script}");
         assert_eq!(repo.status(), "");
     }
+}
+
+/// Who comes while a server looks at the tree for the first time waits for it; for everybody else the
+/// workspace is busy.
+#[test]
+fn a_run_waits_for_a_servers_first_look() {
+    let repo = repo();
+    repo.run(&[], "true").exits(0);
+    let lock = repo.path(".git/worktx-workspace");
+    let held = fs::read_to_string(&lock).expect("read");
+    for (command, waits) in [("warm-up", true), ("gc", false)] {
+        let holder = held.replace("\"command\":\"run\"", &format!("\"command\":\"{command}\""));
+        assert_ne!(holder, held);
+        let file = fs::OpenOptions::new().write(true).truncate(true).open(&lock).expect("opened");
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).expect("locked");
+        fs::write(&lock, holder).expect("written");
+        let mut run = repo.run_command(&[], "echo done > a/0");
+        run.env("WORKTX_LOG", "worktx=debug").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = run.spawn().expect("it starts");
+        let mut said = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let is_waiting = said.any(|line| line.is_ok_and(|line| line.contains(": waiting")));
+        assert_eq!(is_waiting, waits, "{command}");
+        drop(file);
+        // To its end, so that it is not kept from writing.
+        said.for_each(drop);
+        let code = child.wait().expect("it ends").code();
+        assert_eq!(code, Some(if waits { 0 } else { 22 }), "{command}");
+    }
+    assert_eq!(repo.git(&["show", "HEAD:a/0"]), "done");
 }
 
 /// A directory that a turn made a file of: the next attempt finds a base.

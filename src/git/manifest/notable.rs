@@ -1,6 +1,6 @@
 //! What of a manifest has to be found without a path in hand: files that git does not track, or whose
 //! bytes git holds otherwise; what is neither file nor directory; and, by their names alone, files
-//! with rules.
+//! with attributes.
 //!
 //! # Limitations
 //! The sum over the list finds what is lost of it, not malice.
@@ -28,22 +28,19 @@ const FROM_2: &str = "DROP TABLE notable; UPDATE meta SET notable_sum = 0;";
 pub(in crate::git) enum Note {
     /// Its entry tells.
     Entry,
-    /// For its name alone: a file with rules or attributes that is tracked, and as git holds it. There
-    /// are many in a large tree, and hardly one of them is ever asked for.
+    /// For its name alone: a file with attributes that is tracked, and as git holds it.
     Name,
 }
 
 impl Note {
     fn of(child: &Packed<'_>) -> Option<Self> {
-        let is_rules = matches!(child.name, b".gitignore" | b".gitattributes");
         match child.kind() {
-            Kind::File if is_rules && child.is_tracked() && !child.has_own_blob() => {
-                Some(Self::Name)
-            }
             Kind::File | Kind::Symlink if !child.is_tracked() || child.has_own_blob() => {
                 Some(Self::Entry)
             }
-            Kind::File | Kind::Symlink | Kind::Directory if !is_rules => None,
+            Kind::File | Kind::Symlink | Kind::Directory => {
+                (child.name == b".gitattributes").then_some(Self::Name)
+            }
             _ => Some(Self::Entry),
         }
     }

@@ -81,7 +81,7 @@ fn earlier_versions_are_brought_up_to_date() {
         let file = dir.path().join("manifest.db");
         let mut manifest = filled(&file);
         let described = manifest.meta().expect("meta").described;
-        let rules = (path("a/.gitignore"), Some(entry(Kind::File, true)));
+        let rules = (path("a/.gitattributes"), Some(entry(Kind::File, true)));
         manifest.apply([rules], None, described).expect("applied");
         manifest.db.execute_batch(back).expect("as it was");
         let reader = Manifest::open_to_read(&file);
@@ -100,17 +100,22 @@ fn earlier_versions_are_brought_up_to_date() {
             (path("a/note"), None),
             file_of(".gitignore", true),
             file_of("b/.gitattributes", true),
+            file_of("a/.gitattributes", false),
             file_of("plain", true),
         ];
         manifest.apply(changes, None, described).expect("applied");
-        assert!(names(&manifest).is_empty(), "rules that are tracked are found where they stand");
+        assert_eq!(names(&manifest), ["a/.gitattributes"], "rules are found where they stand");
         let snapshot = manifest.load().expect("loaded");
-        assert!(snapshot.attributes().eq([&path("b/.gitattributes")]));
-        let untracked = [file_of("a/.gitignore", false), file_of(".gitignore", false)];
-        manifest.apply(untracked, None, described).expect("applied");
-        assert_eq!(names(&manifest), [".gitignore", "a/.gitignore"]);
-        manifest.apply([file_of(".gitignore", true)], None, described).expect("applied");
-        assert_eq!(names(&manifest), ["a/.gitignore"]);
+        let all = [path("a/.gitattributes"), path("b/.gitattributes")];
+        assert!(snapshot.attributes().eq(&all));
+        let untracked = [file_of("a/.gitignore", false), file_of("b/.gitattributes", false)];
+        let snapshot = {
+            manifest.apply(untracked, None, described).expect("applied");
+            manifest.load().expect("loaded")
+        };
+        assert_eq!(names(&manifest), ["a/.gitattributes", "a/.gitignore", "b/.gitattributes"]);
+        manifest.apply([file_of("a/.gitattributes", true)], None, described).expect("applied");
+        assert_eq!(names(&manifest), ["a/.gitignore", "b/.gitattributes"]);
         assert_eq!(manifest.load_by_lookup().expect("loaded").len(), snapshot.len());
         let note = "UPDATE notable SET note = 1 WHERE path = CAST('a/.gitignore' AS BLOB)";
         assert_eq!(manifest.db.execute(note, []).expect("spoilt"), 1);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{Tree, told, wait_for_proof};
-use crate::git::baseline::Baseline;
+use crate::git::baseline::{Baseline, STALE_WATCHED};
 use crate::git::manifest::Manifest;
 use crate::git::root::Root;
 use crate::git::rules::BaseRules;
@@ -277,7 +277,7 @@ fn another_manifest_or_another_view_is_not_known() {
 fn what_is_not_written_down_is_looked_at_again() {
     let mut watched = Watched::new(small());
     watched.settle();
-    watched.tree.stale = true;
+    watched.tree.stale = STALE_WATCHED;
     let (file, other) = (watched.tree.at("c/four"), watched.tree.dir.path().join("other"));
     let again = |from: &Path| fs::copy(from, &other).and_then(|_| fs::rename(&other, from));
     again(&file).expect("the same bytes in another file");
@@ -294,7 +294,7 @@ fn what_is_not_written_down_is_looked_at_again() {
     assert_eq!(watched.names(), ["c"]);
     fs::write(&file, "changed").expect("written");
     assert_eq!(watched.establish().modified.len(), 1);
-    watched.tree.stale = false;
+    watched.tree.stale = 0;
     watched.settle();
     assert!(watched.touched().is_empty());
 }
@@ -471,7 +471,7 @@ proptest! {
             tree.git(&["commit", "-q", "--allow-empty", "-m", "x"]);
         }
         let mut watched = Watched::new(tree);
-        watched.tree.stale = stale;
+        watched.tree.stale = if stale { STALE_WATCHED } else { 0 };
         for (turn, check, between) in &turns {
             let baseline = watched.establish();
             let base_rules = rules_of(&watched.tree, &baseline);

@@ -44,7 +44,7 @@ fn stat_data_alone_is_not_worth_writing() {
     tree.write("other", "two");
     tree.commit(&["d", "other"]);
     let (base, _) = tree.base();
-    tree.stale = true;
+    tree.stale = STALE;
     let written = |tree: &mut Tree| {
         wait_for_proof();
         let found = tree.establish().expect("a base");
