@@ -12,8 +12,9 @@ use std::ffi::OsString;
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::base::{Base, base_pin};
@@ -140,7 +141,7 @@ fn open(
     mut store: Option<Store>,
 ) -> Result<Session, Failure> {
     let until = request.wait.and_then(|wait| Instant::now().checked_add(wait));
-    let warm_by = Instant::now() + BEGINNING;
+    let warm_by = warm_by(request);
     loop {
         let opened = Session::open_by(workspace.clone(), place.clone(), "run", &mut store);
         let is_over = match (request.wait, until) {
@@ -153,7 +154,8 @@ fn open(
             // that begins looks at the tree, as this would: what it knows then is worth the wait.
             Err(Failure::Busy { ref holder })
                 if signals.pending().is_none()
-                    && (!is_over || is_warming(holder.as_deref()) && Instant::now() < warm_by) =>
+                    && (!is_over
+                        || is_warming(holder.as_deref()) && warm_by > SystemTime::now()) =>
             {
                 tracing::debug!("the workspace is busy: waiting");
                 store = None;
@@ -161,6 +163,14 @@ fn open(
             opened => return opened,
         }
     }
+}
+
+/// How long a server's first look is waited for: not beyond any bound that the caller has set.
+fn warm_by(request: &RunRequest) -> SystemTime {
+    let now = SystemTime::now();
+    let settle_by = request.settle_by.as_ref().and_then(|text| text.parse::<Timestamp>().ok());
+    let most = if request.wait.is_some() { now } else { now + BEGINNING };
+    settle_by.map_or(most, |by| most.min(by.into()))
 }
 
 fn is_unreadable(refusal: &Refusal) -> bool {

@@ -38,6 +38,7 @@ use crate::tx::entry::{Change, Entry, GIT_SYMLINK, Kind};
 use crate::tx::id::{Oid, Pin};
 use crate::tx::path::RepoPath;
 use crate::tx::phase::Phase;
+use crate::tx::post_check::Capture;
 use crate::tx::state::{Seal, TxEvent};
 use crate::tx::writer::{ProvenDead, TurnResult};
 
@@ -84,7 +85,6 @@ impl Driver<'_> {
         self.live.laps.enter(Phase::Seal);
         self.put_back_programs()?;
         self.make_durable(tip)?;
-        self.session.store.forget_trees();
         let sealed_head = tip.unwrap_or(self.spec.base);
         let turn_index = self.read_turn_index()?;
 
@@ -136,7 +136,9 @@ impl Driver<'_> {
         }
 
         let git_dir = self.session.workspace.git_dir();
-        let of_base = turn_index.of_base.filter(|_| !scan.changes.is_empty());
+        // What a post-check leaves of the index counts: then its bytes are looked at afterwards.
+        let is_next = matches!(self.spec.post_check, Capture::Absent) && !scan.changes.is_empty();
+        let of_base = turn_index.of_base.filter(|_| is_next);
         self.live.index_check = of_base.and_then(|digest| IndexCheck::begin(git_dir, digest));
         let store = &self.session.store;
         let mut pack = PackWriter::new(store);

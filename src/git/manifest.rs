@@ -34,8 +34,9 @@ use crate::tx::path::RepoPath;
 
 pub(super) mod notable;
 
-/// `user_version` of the file. 2 had a list of what is notable, 3 says why ([`notable`]).
-const VERSION: i64 = 3;
+/// `user_version` of the file. 2 had a list of what is notable; 3 said why ([`notable`]), and had tracked
+/// `.gitignore` files in it.
+const VERSION: i64 = 4;
 
 const SCHEMA: &str = "
 CREATE TABLE dir (path BLOB PRIMARY KEY, entries BLOB NOT NULL) WITHOUT ROWID;

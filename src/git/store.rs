@@ -9,7 +9,6 @@
 //! SHA-1. Objects are read whole. Trees deeper than [`MAX_DEPTH`] are an error, as in git. A clock
 //! that is wrong by more than a week may hide that a commit descends from another.
 
-use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -29,9 +28,6 @@ use crate::tx::path::RepoPath;
 pub const MAX_DEPTH: usize = 2048;
 /// How many alternates may point to further ones: as in git.
 const ALTERNATES_DEPTH: usize = 5;
-/// How many trees are kept in memory, and the largest that is: 16 MiB in all.
-const TREES: usize = 512;
-const TREE_BYTES: usize = 32 << 10;
 /// How far a commit's clock may be behind its parent's before descent goes unseen, in seconds.
 const CLOCK_SLACK: i64 = 7 * 24 * 3600;
 
@@ -128,8 +124,6 @@ pub struct Store {
     odb: Odb,
     objects: PathBuf,
     alternates: Vec<PathBuf>,
-    /// Trees that were read and checked: a commit's are compared several times.
-    trees: RefCell<HashMap<Oid, Box<[u8]>>>,
 }
 
 /// The objects of a repository for several threads, one at a time; opened when one is asked for.
@@ -166,8 +160,7 @@ impl Store {
     fn of(objects: PathBuf, alternates: &[PathBuf]) -> Result<Self, StoreError> {
         let mut folders = vec![objects.clone()];
         folders.extend_from_slice(alternates);
-        let (odb, alternates) = (Odb::open(&folders)?, alternates.to_vec());
-        Ok(Self { odb, objects, alternates, trees: RefCell::default() })
+        Ok(Self { odb: Odb::open(&folders)?, objects, alternates: alternates.to_vec() })
     }
 
     /// The same objects for several threads.
@@ -256,25 +249,8 @@ impl Store {
         if id == Oid::EMPTY_TREE {
             return Ok(Vec::new());
         }
-        let parse =
-            |bytes: &[u8]| parse_tree(bytes).map_err(|why| StoreError::Malformed { id, why });
-        if let Some(bytes) = self.trees.borrow().get(&id) {
-            return parse(bytes);
-        }
         let object = self.read(id, ObjectKind::Tree)?;
-        let mut trees = self.trees.borrow_mut();
-        if trees.len() == TREES {
-            trees.clear();
-        }
-        if object.bytes().len() <= TREE_BYTES {
-            trees.insert(id, object.bytes().into());
-        }
-        parse(object.bytes())
-    }
-
-    /// Reads trees anew from now on: whether they are still there counts again.
-    pub fn forget_trees(&self) {
-        self.trees.borrow_mut().clear();
+        parse_tree(object.bytes()).map_err(|why| StoreError::Malformed { id, why })
     }
 
     /// Everything beneath a tree that is no folder, in the order of the index (by bytes of the

@@ -366,6 +366,18 @@ fn a_base_that_the_turn_damaged_is_quarantined_where_it_is_needed() {
     assert!(repo.git(&["for-each-ref", "refs/worktx/**/rescue/**"]).is_empty());
 }
 
+/// Trees are read before the turn and after it: what was there before says nothing of now.
+#[test]
+fn trees_of_the_base_that_the_turn_took_away() {
+    for code in [0, 3] {
+        let repo = Repo::new();
+        let take = "rm -f .git/objects/$(git rev-parse HEAD^{tree} | sed 's|^..|&/|')";
+        let script = format!("{take}; echo x > src/new; exit {code}");
+        repo.finish(&mut repo.run_command(&[], &script)).exits(20);
+        assert_eq!(repo.read("src/new"), "x\n", "nothing was touched");
+    }
+}
+
 #[test]
 fn a_root_reached_by_a_symlink_and_from_below() {
     let repo = Repo::new();
@@ -434,8 +446,18 @@ with open('.git/index', 'r+b') as file:
     with mmap.mmap(file.fileno(), 0) as seen:
         sum(seen[:4096])
         seen[52:72] = bytes(20)
-\"; echo three > new";
-    run(spoil).exits(20);
+\"";
+    run(&format!("{spoil}; echo three > new")).exits(20);
+    assert_eq!(repo.git(&["show", "HEAD:new"]), "two");
+
+    // The same by what runs after the seal.
+    let dir = tempfile::tempdir_in(memory).expect("a folder");
+    let repo = Repo::at(dir.path());
+    with_large_index(&repo);
+    let run = |options: &[&str], script: &str| repo.finish(&mut repo.run_command(options, script));
+    run(&[], "echo two > new").exits(0);
+    run(&[], "echo two > other").exits(0);
+    run(&["--check", spoil], "echo three > new").exits(20);
     assert_eq!(repo.git(&["show", "HEAD:new"]), "two");
 }
 

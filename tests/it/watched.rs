@@ -234,6 +234,14 @@ fn a_run_waits_for_a_servers_first_look() {
         let code = child.wait().expect("it ends").code();
         assert_eq!(code, Some(if waits { 0 } else { 22 }), "{command}");
     }
+    // Who says how long is taken at the word.
+    let file = fs::OpenOptions::new().write(true).open(&lock).expect("opened");
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).expect("locked");
+    fs::write(&lock, held.replace("\"command\":\"run\"", "\"command\":\"warm-up\""))
+        .expect("written");
+    repo.run(&["--wait", "0s"], "true").exits(22);
+    repo.run(&["--settle-by", "2026-01-01T00:00:00Z"], "true").exits(22);
+    drop(file);
     assert_eq!(repo.git(&["show", "HEAD:a/0"]), "done");
 }
 

@@ -19,7 +19,7 @@ use crate::tx::path::RepoPath;
 pub(super) const SCHEMA: &str =
     "CREATE TABLE notable (path BLOB PRIMARY KEY, note INTEGER NOT NULL) WITHOUT ROWID;";
 
-/// How to come from version 1, which has no such table, or from version 2, whose has no notes.
+/// How to come from version 1, which has no such table, or from a later one, which has it otherwise.
 const FROM_1: &str = "ALTER TABLE meta ADD COLUMN notable_sum INTEGER NOT NULL DEFAULT 0;";
 const FROM_2: &str = "DROP TABLE notable; UPDATE meta SET notable_sum = 0;";
 
@@ -159,7 +159,7 @@ pub(super) fn migrate(db: &mut Connection, path: &Path) -> Result<(), ManifestEr
         tx.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(wrong)?;
     match found {
         1 => tx.execute_batch(FROM_1).map_err(wrong)?,
-        2 => tx.execute_batch(FROM_2).map_err(wrong)?,
+        2..VERSION => tx.execute_batch(FROM_2).map_err(wrong)?,
         // Somebody else was quicker.
         _ => return Ok(()),
     }

@@ -76,7 +76,10 @@ fn earlier_versions_are_brought_up_to_date() {
     // Its sum is of the paths alone; nobody looks at it any more.
     let second = "ALTER TABLE notable DROP COLUMN note; UPDATE meta SET notable_sum = 7;
         PRAGMA user_version = 2";
-    for back in [first, second] {
+    // It had rules in its list.
+    let third = "INSERT INTO notable VALUES (CAST('a/.gitignore' AS BLOB), 1);
+        UPDATE meta SET notable_sum = 7; PRAGMA user_version = 3";
+    for back in [first, second, third] {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("manifest.db");
         let mut manifest = filled(&file);
