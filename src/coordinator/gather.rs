@@ -128,7 +128,8 @@ impl Driver<'_> {
             (None, Some(blob)) => {
                 entry.tracked = Some(Tracked { blob, mode });
                 made.edits.insert(path.clone(), Some((mode, blob)));
-                if before.is_some() {
+                // In the place of a directory, of which git knows nothing.
+                if before.as_ref().is_some_and(|before| before.kind != Kind::Directory) {
                     if !same_bytes {
                         made.untracked_changed.push(path.clone());
                     }

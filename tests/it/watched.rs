@@ -251,7 +251,9 @@ fn a_file_in_the_place_of_a_directory() {
     let repo = repo();
     let _server = start(&repo, &[]);
     repo.run(&[], "true").exits(0);
-    repo.run(&[], "rm -r a; echo file > a; rm -r c/d; ln -s ../a c/d").exits(0);
+    let ran = repo.run(&[], "rm -r a; echo file > a; rm -r c/d; ln -s ../a c/d").exits(0).json();
+    assert_eq!(ran["changes"], serde_json::json!({ "added": 2, "modified": 0, "deleted": 15 }));
+    assert_eq!(ran["warnings"], serde_json::json!([]));
     repo.run(&[], "true").exits(0);
     repo.run(&[], "rm a; mkdir -p a/b; echo new > a/b/new; exit 3").exits(10);
     assert_eq!((repo.read("a").as_str(), repo.status().as_str()), ("file\n", ""));
