@@ -11,7 +11,7 @@ use super::outcome::SCHEMA;
 use super::query::{commands, listed};
 use crate::config::Loaded;
 use crate::git::gitconfig::NoIdentity;
-use crate::git::glance::glance;
+use crate::git::glance::{glance, is_damage};
 use crate::git::judge::{BaseFacts, BaseWarning, judge};
 use crate::git::lockfile::{self, MarkerError};
 use crate::git::refs::{Head, Refs};
@@ -141,8 +141,14 @@ fn content(
     }
     let untracked =
         (settings.untracked == Untracked::Refuse).then_some(&settings.scope.exclude[..]);
-    let seen = glance(&context.workspace, untracked)
-        .map_err(Failure::other("looking at the work tree"))?;
+    let seen = match glance(&context.workspace, untracked) {
+        Ok(seen) => seen,
+        Err(error) if is_damage(&error) => {
+            refusals.push(Refusal::Damaged { why: error.message().to_owned() });
+            return Ok(());
+        }
+        Err(error) => return Err(Failure::other("looking at the work tree")(error)),
+    };
     if !seen.conflicted.is_empty() {
         refusals.push(Refusal::ConflictedIndex { paths: seen.conflicted });
     }

@@ -24,6 +24,12 @@ pub struct Glance {
     pub untracked: Vec<RepoPath>,
 }
 
+/// Whether it is git's own files that cannot be read: `run` refuses these by name.
+pub fn is_damage(error: &git2::Error) -> bool {
+    use git2::ErrorClass::{Index, Object, Odb, Tree, Zlib};
+    matches!(error.class(), Index | Object | Odb | Tree | Zlib)
+}
+
 /// Looks. `untracked` gives the patterns of untracked paths that do not count, or is `None` where
 /// untracked paths are not asked for.
 pub fn glance(workspace: &Workspace, untracked: Option<&[String]>) -> Result<Glance, git2::Error> {

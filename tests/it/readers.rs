@@ -161,3 +161,17 @@ fn what_git_says_to_the_guard_is_read_whole() {
     let Ran { code, stdout, stderr } = Repo::wait(child);
     assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "", ""), "its own failures pass");
 }
+
+/// Whoever asks how things stand is told, also where git itself says nothing more.
+#[test]
+fn a_damaged_index_is_said_to_be_one() {
+    let repo = Repo::new();
+    let index = repo.path(".git/index");
+    let mut bytes = std::fs::read(&index).expect("read");
+    bytes[60] ^= 1;
+    std::fs::write(&index, bytes).expect("written");
+    let status = json(&repo, &["status", "--json"]);
+    fits("status", &status);
+    assert_eq!(status["refusals"][0]["reason"], "damaged");
+    assert_eq!(status["can_be_base"], false);
+}
