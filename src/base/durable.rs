@@ -51,7 +51,8 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Writes files into a directory that nobody looks into before this has returned, all of them
-/// before the first sync, and syncs `other` with them, which has got a name there; then the directory is synced.
+/// before the first sync, and syncs `other` with them, which has got a name there; then the
+/// directory is synced.
 pub fn write_new_files(
     dir: &Path,
     files: &[(&str, &[u8])],

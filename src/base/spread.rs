@@ -37,13 +37,17 @@ pub fn start<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     let span = tracing::Span::current();
+    elsewhere(|| thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)))
+}
+
+/// Moves the thread that is started here to another processor.
+fn elsewhere<T>(start: impl FnOnce() -> T) -> T {
     let before = threads();
-    let started =
-        thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work))?;
+    let started = start();
     for pid in threads().into_iter().filter(|pid| !before.contains(pid)) {
         move_away(pid);
     }
-    Ok(started)
+    started
 }
 
 fn beside_by<A, B: Send>(
@@ -56,11 +60,8 @@ fn beside_by<A, B: Send>(
     // Taken once, by whoever does it.
     let take = || there.lock().unwrap_or_else(PoisonError::into_inner).take();
     thread::scope(|scope| {
-        let before = threads();
-        let started = builder.spawn_scoped(scope, || take().map(|there| span.in_scope(there)));
-        for pid in threads().into_iter().filter(|pid| !before.contains(pid)) {
-            move_away(pid);
-        }
+        let started =
+            elsewhere(|| builder.spawn_scoped(scope, || take().map(|there| span.in_scope(there))));
         let mine = here();
         let theirs = match started {
             Ok(other) => other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),

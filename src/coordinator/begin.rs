@@ -14,13 +14,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use jiff::Timestamp;
 use serde_json::json;
 
 use super::base::{Base, base_pin};
 use super::baseindex;
 use super::context::{Context, Invocation};
-use super::drive::{Driver, Live, chain};
+use super::drive::{Driver, Live, chain, time_of};
 use super::error::Failure;
 use super::gitdir;
 use super::laps::Laps;
@@ -168,9 +167,8 @@ fn open(
 /// How long a server's first look is waited for: not beyond any bound that the caller has set.
 fn warm_by(request: &RunRequest) -> SystemTime {
     let now = SystemTime::now();
-    let settle_by = request.settle_by.as_ref().and_then(|text| text.parse::<Timestamp>().ok());
     let most = if request.wait.is_some() { now } else { now + BEGINNING };
-    settle_by.map_or(most, |by| most.min(by.into()))
+    time_of(request.settle_by.as_deref()).map_or(most, |by| most.min(by))
 }
 
 fn is_unreadable(refusal: &Refusal) -> bool {

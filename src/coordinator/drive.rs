@@ -306,8 +306,7 @@ impl Driver<'_> {
 
     /// The time by which everything up to the gate must be done.
     pub fn settle_by(&self) -> Option<SystemTime> {
-        let time: jiff::Timestamp = self.spec.settle_by.as_ref()?.parse().ok()?;
-        Some(SystemTime::from(time))
+        time_of(self.spec.settle_by.as_deref())
     }
 
     /// Whether that time has passed.
@@ -335,6 +334,11 @@ impl Driver<'_> {
     pub const fn state(&self) -> &TxState {
         &self.record.state
     }
+}
+
+/// A time as it was given, RFC 3339.
+pub fn time_of(text: Option<&str>) -> Option<SystemTime> {
+    text?.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }
 
 /// The row of an execution.

@@ -22,6 +22,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::base::hex::unhex;
+use crate::base::spread;
 use crate::coordinator::baseindex;
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
@@ -280,7 +281,7 @@ impl Watching {
             baseindex::prove(&workspace, &place);
             is_proving.store(false, Ordering::Release);
         };
-        if std::thread::Builder::new().name("index".to_owned()).spawn(prove).is_err() {
+        if spread::start("index", prove).is_err() {
             self.is_proving.store(false, Ordering::Release);
         }
     }

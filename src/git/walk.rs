@@ -331,13 +331,11 @@ impl<'a> Worker<'a> {
             }
         }
         let Some(files) = request.base else { return Ok((turn.clone(), turn)) };
-        if task.base.is(&task.turn) && !task.base.ignored && files.is(&task.dir, disk.as_deref()) {
+        let is_ignored = task.base.ignored;
+        if task.base.is(&task.turn) && (is_ignored || files.is(&task.dir, disk.as_deref())) {
             return Ok((turn.clone(), turn));
         }
-        let base = if task.base.ignored { None } else { files.get(&task.dir)? };
-        if task.base.is(&task.turn) && base == disk.as_deref() {
-            return Ok((turn.clone(), turn));
-        }
+        let base = if is_ignored { None } else { files.get(&task.dir)? };
         Ok((enter(&task.base, base), turn))
     }
 

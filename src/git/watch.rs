@@ -351,9 +351,8 @@ impl Watch {
             return Ok(());
         }
         let is_before = |at: &u64| *at < token;
-        let (clean, later): (Vec<u32>, Vec<u32>) =
-            self.touched.keys().copied().partition(|id| is_before(&self.touched[id]));
-        let _ = later;
+        let clean: Vec<u32> =
+            self.touched.iter().filter(|(_, at)| is_before(at)).map(|(id, _)| *id).collect();
         for id in &clean {
             self.touched.remove(id);
         }

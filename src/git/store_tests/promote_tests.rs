@@ -90,7 +90,7 @@ impl Sealed {
     fn prepare(&self, repo: &Repo, held: &HeldLocks) {
         let bytes = self.new_index(repo);
         let mut write = |file: &mut std::fs::File| std::io::Write::write_all(file, &bytes);
-        prepare(held, self.from, self.to, Some(&mut write)).unwrap();
+        prepare(held, self.from, self.to, Some(&mut write)).expect("prepared");
     }
 
     fn prepared(&self, repo: &Repo) -> HeldLocks {
