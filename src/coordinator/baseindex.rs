@@ -41,9 +41,10 @@ pub(super) const NAME: &str = "index.base";
 
 /// From so many bytes on an index is large: to hash it takes longer than the syncs of a second name.
 const LARGE: u64 = 1 << 20;
-/// How often an index is found too young before it is left to the next attempt: more than its looks need
-/// on a file system that keeps whole seconds.
-const YOUNG: usize = 200;
+/// How long is waited at most until an index is old enough to be told by its looks; else it is left to
+/// the next attempt. More than it takes on a file system that keeps whole seconds, unless somebody set
+/// the clock back.
+const YOUNG: Duration = Duration::from_secs(2);
 
 impl Driver<'_> {
     /// Notes how the index looks at the end of an attempt, for the next one, where it is known that
@@ -87,19 +88,21 @@ impl Driver<'_> {
 /// true tells of a file that is not there any more.
 pub fn prove(workspace: &Workspace, place: &Place) {
     let (git_dir, boot_id) = (workspace.git_dir(), process::this_host().boot_id);
-    for _ in 0..YOUNG {
-        let Some(noted) = place.noted_index().filter(|noted| noted.size() >= LARGE) else { return };
-        match index_known::prove(git_dir, &boot_id, &noted) {
-            Ok(Proof::Noted(proven)) => {
-                if place.noted_index().as_ref() == Some(&noted) {
-                    place.note_index(&proven);
-                }
-                return;
-            }
-            Ok(Proof::TooYoung) => std::thread::sleep(Duration::from_millis(10)),
-            Ok(Proof::Nothing) => return,
-            Err(error) => return tracing::debug!(%error, "the index was not looked at"),
+    let Some(noted) = place.noted_index().filter(|noted| noted.size() >= LARGE) else { return };
+    let look = || index_known::prove(git_dir, &boot_id, &noted);
+    let looked = match look() {
+        Ok(Proof::TooYoung(left)) if left <= YOUNG => {
+            std::thread::sleep(left);
+            look()
         }
+        looked => looked,
+    };
+    match looked {
+        Ok(Proof::Noted(proven)) if place.noted_index().as_ref() == Some(&noted) => {
+            place.note_index(&proven);
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(%error, "the index was not looked at"),
     }
 }
 

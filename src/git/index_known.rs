@@ -18,6 +18,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha1::Sha1;
@@ -27,7 +28,7 @@ use super::dir::{Dir, DirError};
 use super::index::{Index, IndexError, Meaning};
 use super::index_splice;
 use super::root::seen_of;
-use super::scan::stat_is_proof;
+use super::scan::{proof_from_ns, stat_is_proof};
 use crate::base::clock::file_clock_ns;
 use crate::base::hex::hex;
 use crate::tx::entry::Stat;
@@ -299,10 +300,16 @@ pub fn is_noted(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<bool, Di
 pub enum Proof {
     /// It is proven, or not the one that was noted.
     Nothing,
-    /// Its last change is too recent for its looks to prove anything later.
-    TooYoung,
+    /// Its last change is too recent for its looks to prove anything later; so long from now they do.
+    TooYoung(Duration),
     /// It has the bytes that it had, and its looks prove it from now on.
     Noted(Noted),
+}
+
+/// How long it is until stat data proves something, by the clock that files are stamped with.
+fn age_of_proof(stat: &Stat) -> Duration {
+    let left = proof_from_ns(stat).saturating_sub(file_clock_ns());
+    Duration::from_nanos(u64::try_from(left).unwrap_or(0))
 }
 
 /// Looks at the bytes of an index whose looks were no proof when it was noted: for who has the time.
@@ -313,7 +320,7 @@ pub fn prove(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<Proof, DirE
     let Some(file) = open_now(git_dir)? else { return Ok(Proof::Nothing) };
     let Ok(now) = look(&file) else { return Ok(Proof::Nothing) };
     Ok(match noted.seen.likeness(&now) {
-        Likeness::IfWhole if !now.stat_is_proof => Proof::TooYoung,
+        Likeness::IfWhole if !now.stat_is_proof => Proof::TooYoung(age_of_proof(&now.stat)),
         Likeness::IfWhole if hashes_to(&file, &now) => {
             Proof::Noted(Noted { seen: now, ..noted.clone() })
         }
@@ -489,9 +496,12 @@ mod tests {
         repo.git(&["update-index", "--assume-unchanged", "a"]);
         for mut bytes in [plain, read(), b"DIRC".to_vec()] {
             let first = digest(&bytes);
+            let told = [hex(&first), hex(&Sha256::digest(&bytes))];
+            assert!(told.iter().all(|told| is_of(&bytes, told)), "by either formula");
             for at in 0..bytes.len() {
                 bytes[at] ^= 4;
                 assert_ne!(digest(&bytes), first, "{at}");
+                assert!(!told.iter().any(|told| is_of(&bytes, told)), "{at}");
                 bytes[at] ^= 4;
             }
             bytes.push(0);
@@ -523,7 +533,10 @@ mod tests {
         assert_eq!(prove(&git_dir, "another boot", &noted).expect("looked"), Proof::Nothing);
         let proven = loop {
             match now() {
-                Proof::TooYoung => std::thread::yield_now(),
+                Proof::TooYoung(left) => {
+                    assert!(!left.is_zero() && left < Duration::from_secs(2), "{left:?}");
+                    std::thread::yield_now();
+                }
                 Proof::Noted(proven) => break proven,
                 Proof::Nothing => panic!("it is the one"),
             }
@@ -544,7 +557,7 @@ mod tests {
         assert_eq!(digest_now(&git_dir).expect("read"), Some(super::digest(&spoilt)));
         assert!(!is_noted(&git_dir, boot, &noted).expect("looked"));
         assert!(!is_noted(&git_dir, boot, &proven).expect("looked"));
-        while now() == Proof::TooYoung {
+        while matches!(now(), Proof::TooYoung(_)) {
             std::thread::yield_now();
         }
         assert_eq!(now(), Proof::Nothing, "other bytes");

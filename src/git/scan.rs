@@ -186,9 +186,14 @@ pub fn scan(request: &ScanRequest<'_>) -> Result<Scan, ScanError> {
 ///
 /// A file system that keeps whole seconds (ext4 with inodes of 128 bytes) may mean any time within.
 pub const fn stat_is_proof(stat: &Stat, looked_ns: i64) -> bool {
+    looked_ns >= proof_from_ns(stat)
+}
+
+/// The first moment at which that may be so, by the files' clock.
+pub(super) const fn proof_from_ns(stat: &Stat) -> i64 {
     const SECOND: i64 = 1_000_000_000;
     let latest = if stat.ctime_ns % SECOND == 0 { stat.ctime_ns + SECOND } else { stat.ctime_ns };
-    latest < looked_ns.saturating_sub(GRANULARITY_NS)
+    latest.saturating_add(GRANULARITY_NS + 1)
 }
 
 /// Bytes that were read once from one handle.
