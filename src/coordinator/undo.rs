@@ -252,13 +252,6 @@ impl Driver<'_> {
         if now.map(|digest| hex(&digest)) == self.spec.index_digest {
             return Ok(());
         }
-        // As it was recorded by an earlier version.
-        if let (Some(told), Some((bytes, _))) =
-            (&self.spec.index_digest, index_known::read(self.session.workspace.git_dir())?)
-            && index_known::is_of(&bytes, told)
-        {
-            return Ok(());
-        }
         let saved = match &self.spec.index_digest {
             None => None,
             Some(_) => Some(baseindex::saved(self.session, &self.key, &self.spec)?),
