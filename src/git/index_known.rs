@@ -306,10 +306,13 @@ pub enum Proof {
     Noted(Noted),
 }
 
+/// How long the clock that files are stamped with may stand still: a tick at 100 Hz.
+const TICK: Duration = Duration::from_millis(10);
+
 /// How long it is until stat data proves something, by the clock that files are stamped with.
-fn age_of_proof(stat: &Stat) -> Duration {
+fn until_proof(stat: &Stat) -> Duration {
     let left = proof_from_ns(stat).saturating_sub(file_clock_ns());
-    Duration::from_nanos(u64::try_from(left).unwrap_or(0))
+    TICK + Duration::from_nanos(u64::try_from(left).unwrap_or(0))
 }
 
 /// Looks at the bytes of an index whose looks were no proof when it was noted: for who has the time.
@@ -320,7 +323,7 @@ pub fn prove(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<Proof, DirE
     let Some(file) = open_now(git_dir)? else { return Ok(Proof::Nothing) };
     let Ok(now) = look(&file) else { return Ok(Proof::Nothing) };
     Ok(match noted.seen.likeness(&now) {
-        Likeness::IfWhole if !now.stat_is_proof => Proof::TooYoung(age_of_proof(&now.stat)),
+        Likeness::IfWhole if !now.stat_is_proof => Proof::TooYoung(until_proof(&now.stat)),
         Likeness::IfWhole if hashes_to(&file, &now) => {
             Proof::Noted(Noted { seen: now, ..noted.clone() })
         }
@@ -534,7 +537,7 @@ mod tests {
         let proven = loop {
             match now() {
                 Proof::TooYoung(left) => {
-                    assert!(!left.is_zero() && left < Duration::from_secs(2), "{left:?}");
+                    assert!(left >= TICK && left < Duration::from_secs(2), "{left:?}");
                     std::thread::yield_now();
                 }
                 Proof::Noted(proven) => break proven,
