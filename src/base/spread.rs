@@ -40,8 +40,13 @@ pub fn start<T: Send + 'static>(
     elsewhere(|| thread::Builder::new().name(name.to_owned()).spawn(move || span.in_scope(work)))
 }
 
+/// Held while a thread is started and moved: two that move one thread would each give it back the
+/// processors that the other has left it for the moment, and the narrower ones might stay.
+static MOVING: Mutex<()> = Mutex::new(());
+
 /// Moves the thread that is started here to another processor.
 fn elsewhere<T>(start: impl FnOnce() -> T) -> T {
+    let _alone = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = threads();
     let started = start();
     for pid in threads().into_iter().filter(|pid| !before.contains(pid)) {
@@ -97,6 +102,8 @@ fn move_away(thread: Pid) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -108,10 +115,46 @@ mod tests {
 
     #[test]
     fn a_thread_that_was_moved_may_run_anywhere() {
-        let all = sched_getaffinity(None).expect("asked");
-        let mask = || sched_getaffinity(None).expect("asked");
-        let (here, there) = beside(mask, mask);
-        assert!(here == all && there == all);
+        // The first thread of the process was there before all others, so that none moves it.
+        let all = sched_getaffinity(Some(rustix::process::getpid())).expect("asked");
+        let (say, hear) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let (masks, ()) = beside(
+            move || {
+                let there: Pid = hear.recv().expect("said");
+                // Other tests of this process move threads too, and may hold this one for theirs.
+                let alone = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
+                let mask = |of| sched_getaffinity(of).expect("asked");
+                let masks = (mask(None), mask(Some(there)));
+                drop((alone, end));
+                masks
+            },
+            move || {
+                say.send(rustix::thread::gettid()).expect("heard");
+                let _ = ended.recv();
+            },
+        );
+        assert!(masks == (all, all));
+    }
+
+    #[test]
+    fn threads_that_are_started_at_once_may_all_run_anywhere() {
+        let all = sched_getaffinity(Some(rustix::process::getpid())).expect("asked");
+        let start_some = || {
+            let starts = (0..20).map(|_| start("other", rustix::thread::gettid));
+            let started: Vec<_> = starts.map(|one| one.expect("a thread")).collect();
+            for one in started {
+                one.join().expect("ends");
+            }
+            let _alone = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
+            sched_getaffinity(None).expect("asked")
+        };
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start_some)).collect();
+            for one in threads {
+                assert!(one.join().expect("ends") == all);
+            }
+        });
     }
 
     #[test]
