@@ -5,8 +5,8 @@
 
 use super::args::{Global, IdArgs};
 use super::{context, exit, output};
-use crate::coordinator::cancel;
 use crate::coordinator::error::Failure;
+use crate::coordinator::settle::cancel;
 
 /// Cancels; exits with 13 where another terminal stands.
 pub(super) fn run(global: &Global, args: &IdArgs) -> Result<u8, Failure> {

@@ -5,8 +5,8 @@
 
 use super::args::{DiffArgs, Global};
 use super::{context, exit, output, render};
-use crate::coordinator::changes;
 use crate::coordinator::error::Failure;
+use crate::coordinator::report::changes;
 
 /// Shows what an attempt changed, as a patch unless asked otherwise.
 pub(super) fn run(global: &Global, args: &DiffArgs) -> Result<u8, Failure> {

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::args::Cli;
 use super::exit;
-use crate::coordinator::documents as d;
-use crate::coordinator::outcome::{Outcome, OutcomeWord};
+use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
+use crate::coordinator::report::documents as d;
 use crate::tx::cause::ErrorCode;
 use crate::tx::recovery::{Decision, PinFirst, Stage};
 use crate::tx::state::StateTag;
@@ -161,7 +161,7 @@ fn the_page_of_exit_codes_has_them_all() {
         let listed: Vec<&str> = cells[2].split(", ").collect();
         assert!(listed.contains(&outcome.exit_code().to_string().as_str()), "{row:?}");
     }
-    let refusals = include_str!("../git/refusal.rs").split("pub const fn code").nth(1);
+    let refusals = include_str!("../git/workspace/refusal.rs").split("pub const fn code").nth(1);
     let source = include_str!("../tx/cause.rs").to_owned() + refusals.expect("the codes");
     let words = source.lines().filter_map(|line| line.split_once("=> \"")?.1.split_once("\","));
     let mut seen = 0;

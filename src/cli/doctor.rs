@@ -6,8 +6,8 @@
 use super::args::{Global, ReaderArgs};
 use super::style::Style;
 use super::{context, exit, output, render};
-use crate::coordinator::doctor;
 use crate::coordinator::error::Failure;
+use crate::coordinator::report::doctor;
 
 /// Looks; exits with 1 where something is in the way.
 pub(super) fn run(global: &Global, args: &ReaderArgs) -> Result<u8, Failure> {

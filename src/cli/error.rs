@@ -9,12 +9,12 @@ use std::fmt::Write as _;
 
 use super::style::{Style, neutral};
 use super::{exit, refusal};
-use crate::coordinator::drive::chain;
+use crate::coordinator::attempt::drive::chain;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::PlaceError;
-use crate::git::lockfile::{Holder, LockError, MarkerError};
-use crate::git::root::RootError;
+use crate::git::files::root::RootError;
 use crate::git::workspace::OpenError;
+use crate::git::workspace::lockfile::{Holder, LockError, MarkerError};
 use crate::hook::install::InstallError;
 use crate::journal::LedgerError;
 use crate::tx::cause::ErrorCode;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cli::args::ColorChoice;
-use crate::git::refusal::Refusal;
+use crate::git::workspace::refusal::Refusal;
 use crate::tx::path::RepoPath;
 
 fn plain(failure: &Failure) -> String {
@@ -15,7 +15,7 @@ fn a_refusal_names_paths_and_a_command() {
     let refusals = vec![
         Refusal::ModifiedTracked { paths },
         Refusal::OperationInProgress {
-            operation: crate::git::refusal::Operation::Merge,
+            operation: crate::git::workspace::refusal::Operation::Merge,
             file: "MERGE_HEAD".to_owned(),
         },
     ];

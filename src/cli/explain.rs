@@ -6,7 +6,9 @@
 //! a picture of the moment: each command looks again.
 
 use super::style::neutral;
-use crate::coordinator::documents::{SeenBranch, SeenTree, SeenWriter, ShowDocument, ShownAttempt};
+use crate::coordinator::report::documents::{
+    SeenBranch, SeenTree, SeenWriter, ShowDocument, ShownAttempt,
+};
 use crate::coordinator::words;
 use crate::tx::path::RepoPath;
 use crate::tx::state::StateTag;

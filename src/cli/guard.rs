@@ -14,7 +14,7 @@ use super::args::{Global, GuardArgs};
 use super::context;
 use crate::config::value;
 use crate::coordinator::error::Failure;
-use crate::coordinator::guarded;
+use crate::coordinator::guard::guarded;
 use crate::process::find_program;
 
 /// Takes the workspace and becomes the command; comes back only where that fails.

@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 use super::args::{Global, InitArgs};
 use super::style::neutral;
 use super::{context, exit, output};
-use crate::coordinator::documents::InitDocument;
 use crate::coordinator::error::Failure;
 use crate::coordinator::init::{self, GuardWish};
+use crate::coordinator::report::documents::InitDocument;
 
 /// Prepares the repository.
 pub(super) fn run(global: &Global, args: &InitArgs) -> Result<u8, Failure> {

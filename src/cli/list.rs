@@ -7,7 +7,7 @@ use super::args::{Global, ListArgs};
 use super::style::Style;
 use super::{context, exit, output, render};
 use crate::coordinator::error::Failure;
-use crate::coordinator::query;
+use crate::coordinator::report::query;
 
 /// Lists.
 pub(super) fn run(global: &Global, args: &ListArgs) -> Result<u8, Failure> {

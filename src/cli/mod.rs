@@ -50,7 +50,7 @@ use crate::config::Flags;
 
 use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
-use crate::coordinator::warmup;
+use crate::coordinator::warm::warmup;
 use style::Style;
 
 /// Everything after the supervisor's question: parses, does, and says what came of it.

@@ -7,7 +7,7 @@ use super::args::{Global, PostCheckArgs};
 use super::style::Style;
 use super::{exit, output, render};
 use crate::config::Flags;
-use crate::coordinator::check;
+use crate::coordinator::attempt::check;
 use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
 

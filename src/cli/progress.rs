@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::coordinator::begin::Watcher;
+use crate::coordinator::attempt::begin::Watcher;
 
 /// What is over sooner than this is not worth a line.
 const QUIET: Duration = Duration::from_secs(1);

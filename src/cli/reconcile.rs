@@ -7,7 +7,7 @@ use super::args::{Global, ReaderArgs};
 use super::style::Style;
 use super::{context, exit, output, render};
 use crate::coordinator::error::Failure;
-use crate::coordinator::reconcile;
+use crate::coordinator::settle::reconcile;
 
 /// Settles what crashes left behind.
 #[expect(clippy::needless_pass_by_value, reason = "the form of every command")]

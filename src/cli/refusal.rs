@@ -3,8 +3,8 @@
 //! # Limitations
 //! The paths stand beside the sentence, not in it.
 
-use crate::coordinator::documents::RefusalDocument;
-use crate::git::refusal::{Operation, Refusal};
+use crate::coordinator::report::documents::RefusalDocument;
+use crate::git::workspace::refusal::{Operation, Refusal};
 
 /// A refusal as a document.
 pub fn document(refusal: &Refusal) -> RefusalDocument {

@@ -6,11 +6,11 @@
 use std::fmt::Write as _;
 
 use super::style::{Style, neutral};
-use crate::coordinator::documents::{
+use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
+use crate::coordinator::report::documents::{
     DiffDocument, DoctorDocument, EventsDocument, GcDocument, ListDocument, ListedAttempt,
     PostCheckDocument, ReconcileDocument, RefusalDocument, ResolveDocument, StatusDocument,
 };
-use crate::coordinator::outcome::{Outcome, OutcomeWord};
 use crate::tx::post_check::PostCheckOutcome;
 use crate::tx::state::{PostCheckRecord, StateTag};
 use crate::tx::verdict::Status;

@@ -6,9 +6,9 @@
 use super::args::{Global, ResolveArgs};
 use super::style::Style;
 use super::{context, exit, output, render};
-use crate::coordinator::decide::{self, Which};
 use crate::coordinator::error::Failure;
-use crate::coordinator::resolve::Choice;
+use crate::coordinator::settle::decide::{self, Which};
+use crate::coordinator::settle::resolve::Choice;
 
 /// Decides about quarantined attempts.
 pub(super) fn run(global: &Global, args: ResolveArgs) -> Result<u8, Failure> {

@@ -5,8 +5,8 @@
 
 use super::args::{Global, RestoreArgs};
 use super::{context, exit, output};
-use crate::coordinator::changes;
 use crate::coordinator::error::Failure;
+use crate::coordinator::report::changes;
 
 /// Brings discarded work back as a branch.
 pub(super) fn run(global: &Global, args: &RestoreArgs) -> Result<u8, Failure> {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::args::{Global, ServeArgs};
 use super::{error, exit, output};
 use crate::config::{Flags, value};
+use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::context::{Context, Invocation, configured_workspaces};
 use crate::coordinator::error::Failure;
-use crate::coordinator::outcome::SCHEMA;
 use crate::daemon::{self, Options, Problem};
 
 /// Serves until it is told to end; with `--check` asks one that does.

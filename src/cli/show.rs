@@ -7,7 +7,7 @@ use super::args::{Global, IdArgs};
 use super::style::Style;
 use super::{context, exit, output, render};
 use crate::coordinator::error::Failure;
-use crate::coordinator::query;
+use crate::coordinator::report::query;
 
 /// Shows.
 pub(super) fn run(global: &Global, args: &IdArgs) -> Result<u8, Failure> {

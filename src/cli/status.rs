@@ -7,7 +7,7 @@ use super::args::{Global, ReaderArgs};
 use super::style::Style;
 use super::{context, exit, output, refusal, render};
 use crate::coordinator::error::Failure;
-use crate::coordinator::status;
+use crate::coordinator::report::status;
 use crate::coordinator::words;
 
 /// Says how the workspace stands.

@@ -12,12 +12,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::error::Failure;
-use super::place::Place;
-use super::session;
 use crate::config::{self, Flags, Loaded, Sources, UserFile};
-use crate::git::gitconfig::GitEnv;
-use crate::git::store::Store;
+use crate::coordinator::error::Failure;
+use crate::coordinator::place::Place;
+use crate::coordinator::session;
+use crate::git::config::gitconfig::GitEnv;
+use crate::git::objects::store::Store;
 use crate::git::workspace::Workspace;
 use crate::journal::Ledger;
 use crate::tx::id::Oid;

@@ -5,15 +5,15 @@
 
 use crate::config::ConfigError;
 use crate::gate::GateError;
-use crate::git::dir::DirError;
-use crate::git::gitconfig::{ConfigError as GitConfigError, NoIdentity};
-use crate::git::lockfile::{Holder, LockError, MarkerError};
+use crate::git::config::gitconfig::{ConfigError as GitConfigError, NoIdentity};
+use crate::git::files::dir::DirError;
+use crate::git::files::root::RootError;
 use crate::git::manifest::ManifestError;
+use crate::git::objects::store::StoreError;
 use crate::git::refs::RefError;
-use crate::git::refusal::Refusal;
-use crate::git::root::RootError;
-use crate::git::store::StoreError;
 use crate::git::workspace::OpenError;
+use crate::git::workspace::lockfile::{Holder, LockError, MarkerError};
+use crate::git::workspace::refusal::Refusal;
 use crate::hook::capture::CaptureError;
 use crate::hook::install::InstallError;
 use crate::journal::LedgerError;
@@ -22,7 +22,7 @@ use crate::tx::id::AttemptKey;
 use crate::tx::record::Warning;
 use crate::tx::verdict::Status;
 
-use super::place::PlaceError;
+use crate::coordinator::place::PlaceError;
 
 /// Why it could not be done.
 #[derive(Debug, thiserror::Error)]

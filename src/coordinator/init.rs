@@ -6,16 +6,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::context::Context;
-use super::documents::InitDocument;
-use super::error::Failure;
-use super::outcome::SCHEMA;
-use super::session::write_ledger;
-use crate::git::gitconfig::GitConfig;
-use crate::git::glance::would_show;
-use crate::git::lockfile::{Holder, WorkspaceLock};
+use crate::coordinator::attempt::outcome::SCHEMA;
+use crate::coordinator::context::Context;
+use crate::coordinator::error::Failure;
+use crate::coordinator::report::documents::InitDocument;
+use crate::coordinator::session::write_ledger;
+use crate::git::config::gitconfig::GitConfig;
 use crate::git::refs::{Head, Refs};
 use crate::git::workspace::Workspace;
+use crate::git::workspace::glance::would_show;
+use crate::git::workspace::lockfile::{Holder, WorkspaceLock};
 use crate::hook::install::{self, Change, HOOK, HooksFolder, Presence};
 use crate::process;
 

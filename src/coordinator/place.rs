@@ -26,7 +26,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::base::{durable, note};
-use crate::git::index_known::Noted;
+use crate::git::index::known::Noted;
 use crate::tx::id::AttemptKey;
 
 /// The mode of every directory of the state: nobody else's business.

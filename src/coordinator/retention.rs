@@ -15,19 +15,19 @@ use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::checkout;
-use super::documents::GcDocument;
-use super::error::Failure;
-use super::outcome::SCHEMA;
-use super::place::Place;
-use super::session::Session;
-use super::spec::AttemptSpec;
 use crate::base::clock;
 use crate::base::note;
 use crate::base::rmtree::remove_tree;
+use crate::coordinator::attempt::checkout;
+use crate::coordinator::attempt::outcome::SCHEMA;
+use crate::coordinator::error::Failure;
+use crate::coordinator::place::Place;
+use crate::coordinator::report::documents::GcDocument;
+use crate::coordinator::session::Session;
+use crate::coordinator::spec::AttemptSpec;
+use crate::git::objects::repack;
+use crate::git::objects::store::Store;
 use crate::git::refs::RefError;
-use crate::git::repack;
-use crate::git::store::Store;
 use crate::journal::Attempt;
 use crate::process;
 use crate::tx::id::{AttemptKey, AttemptNo, Oid};
@@ -269,9 +269,9 @@ fn folder_bytes(folder: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::query;
-    use super::super::test_lab::{Lab, gone, held};
     use super::*;
+    use crate::coordinator::report::query;
+    use crate::coordinator::test_lab::{Lab, gone, held};
     use crate::tx::cause::QuarantineReason;
     use crate::tx::state::TxState;
 

@@ -10,17 +10,17 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use super::error::Failure;
-use super::place::{PRIVATE_DIR, Place};
-use super::warm::Warmth;
 use crate::base::durable;
-use crate::git::lockfile::{self, Holder, WorkspaceLock};
-use crate::git::locks::Target;
+use crate::coordinator::error::Failure;
+use crate::coordinator::place::{PRIVATE_DIR, Place};
+use crate::coordinator::warm::Warmth;
+use crate::git::files::root::Root;
 use crate::git::manifest::Manifest;
+use crate::git::objects::store::{Store, read_alternates};
 use crate::git::refs::Refs;
-use crate::git::root::Root;
-use crate::git::store::{Store, read_alternates};
+use crate::git::refs::locks::Target;
 use crate::git::workspace::Workspace;
+use crate::git::workspace::lockfile::{self, Holder, WorkspaceLock};
 use crate::journal::{Ledger, Mode, Owner};
 use crate::process;
 use crate::tx::id::{AttemptKey, RefName};
@@ -200,9 +200,9 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use super::super::context::Context;
-    use super::super::test_lab::Lab;
     use super::*;
+    use crate::coordinator::context::Context;
+    use crate::coordinator::test_lab::Lab;
 
     #[test]
     fn objects_that_were_opened_too_early_are_opened_anew() {

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::Operator;
-use crate::git::gitconfig::{GitConfig, Identity};
-use crate::git::reflog::LogMark;
+use crate::git::config::gitconfig::{GitConfig, Identity};
+use crate::git::refs::reflog::LogMark;
 use crate::git::workspace::Workspace;
 use crate::tx::id::{AttemptKey, AttemptNo, Oid, RefName, RefPrefix};
 use crate::tx::path::RepoPath;
@@ -82,8 +82,8 @@ impl AttemptSpec {
     }
 
     /// What an outcome document says of it beside its state.
-    pub fn facts(&self, key: &AttemptKey) -> super::outcome::Facts {
-        super::outcome::Facts {
+    pub fn facts(&self, key: &AttemptKey) -> crate::coordinator::attempt::outcome::Facts {
+        crate::coordinator::attempt::outcome::Facts {
             key: key.clone(),
             workspace: self.workspace.root().display().to_string(),
             branch: self.branch_name().to_owned(),

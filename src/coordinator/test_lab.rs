@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::context::{Context, Invocation};
-use super::session::{Session, write_ledger};
-use super::spec::AttemptSpec;
 use crate::config::Flags;
-use crate::git::gitconfig::{GitConfig, GitEnv, Identity};
-use crate::git::reflog::LogMark;
+use crate::coordinator::context::{Context, Invocation};
+use crate::coordinator::session::{Session, write_ledger};
+use crate::coordinator::spec::AttemptSpec;
+use crate::git::config::gitconfig::{GitConfig, GitEnv, Identity};
+use crate::git::refs::reflog::LogMark;
 use crate::git::testkit::Repo;
 use crate::git::workspace::Workspace;
 use crate::journal::{Attempt, Change, Facts, NewAttempt, Opened, Owner};

@@ -4,7 +4,7 @@
 //! # Limitations
 //! Failures and refusals have their words in `cli`.
 
-use crate::git::judge::BaseWarning;
+use crate::git::workspace::judge::BaseWarning;
 
 /// The code and the sentence of a warning.
 pub const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str) {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::coordinator::documents::ShowDocument;
-use crate::coordinator::outcome::Outcome;
+use crate::coordinator::attempt::outcome::Outcome;
+use crate::coordinator::report::documents::ShowDocument;
 use crate::tx::cause::ErrorCode;
 use crate::tx::id::ExecutionId;
 

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::server::Shared;
 use crate::coordinator::error::Failure;
-use crate::coordinator::guarded;
-use crate::git::lockfile::WorkspaceLock;
+use crate::coordinator::guard::guarded;
+use crate::git::workspace::lockfile::WorkspaceLock;
 
 /// How long a lease is, unless it is asked for otherwise.
 pub(super) const TTL: Duration = Duration::from_mins(1);

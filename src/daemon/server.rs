@@ -26,9 +26,9 @@ use super::watching::{self, Told};
 use super::{Describe, Options};
 use crate::config::Flags;
 use crate::coordinator::context::{Context, Invocation};
-use crate::coordinator::documents::ReconcileDocument;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::PRIVATE_FILE;
+use crate::coordinator::report::documents::ReconcileDocument;
 use crate::coordinator::session;
 use crate::tx::id::ExecutionId;
 

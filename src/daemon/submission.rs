@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::documents::Submission;
 use crate::base::durable;
-use crate::coordinator::outcome::Outcome;
+use crate::coordinator::attempt::outcome::Outcome;
 use crate::coordinator::place::{PRIVATE_DIR, PRIVATE_FILE};
 use crate::tx::id::ExecutionId;
 

@@ -23,16 +23,16 @@ use rustix::io::Errno;
 
 use crate::base::hex::unhex;
 use crate::base::spread;
-use crate::coordinator::baseindex;
+use crate::coordinator::attempt::baseindex;
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::Place;
 use crate::coordinator::warm::{self, Answer, Named, Said};
-use crate::git::lockfile;
+use crate::git::files::root::{Root, RootId};
 use crate::git::manifest::{Manifest, ManifestError};
-use crate::git::root::{Root, RootId};
-use crate::git::watch::{Lost, Watch};
+use crate::git::scan::watch::{Lost, Watch};
 use crate::git::workspace::Workspace;
+use crate::git::workspace::lockfile;
 
 /// How long a driver may take to take an answer.
 const TAKING: Duration = Duration::from_millis(100);

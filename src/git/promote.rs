@@ -14,13 +14,13 @@
 
 use bstr::ByteSlice as _;
 
-use super::dir::{Dir, DirError, WriteFile};
-use super::index::{Index, IndexError, Meaning};
-use super::index_known;
-use super::locks::{Guarded, HeldLocks, Target};
-use super::refs::{Head, RefError, Refs};
-use super::tree::Signature;
 use crate::base::fault;
+use crate::git::files::dir::{Dir, DirError, WriteFile};
+use crate::git::index;
+use crate::git::index::{Index, IndexError, Meaning};
+use crate::git::objects::tree::Signature;
+use crate::git::refs::locks::{Guarded, HeldLocks, Target};
+use crate::git::refs::{Head, RefError, Refs};
 use crate::tx::id::{Oid, RefName};
 
 /// How far back in a reflog the own line is looked for.
@@ -90,7 +90,7 @@ pub struct Move<'a> {
 
 /// What the index of a work tree means; one that is not there means none.
 pub fn index_meaning(target: &Target) -> Result<Meaning, IndexError> {
-    let meaning = index_known::meaning_now(&target.git_dir)?;
+    let meaning = index::known::meaning_now(&target.git_dir)?;
     Ok(meaning.unwrap_or_else(|| Index::empty().meaning()))
 }
 
@@ -195,11 +195,11 @@ fn move_index(target: &Target, plan: &Move<'_>) -> Result<(), PromoteError> {
         // In place already, or none was needed.
         return Ok(());
     };
-    let known = index_known::meaning_as_written(&file);
+    let known = index::known::meaning_as_written(&file);
     let known = known.map_err(|e| DirError::new("read", &target.git_dir.join("index"), e))?;
     let wanted = match known {
         Some(known) => known,
-        None => index_known::meaning_of(&target.pending(Guarded::Index)?.unwrap_or_default())?,
+        None => index::known::meaning_of(&target.pending(Guarded::Index)?.unwrap_or_default())?,
     };
     let now = match index_meaning(target) {
         Ok(meaning) => meaning,

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use super::{paths, post_check_line, state_word};
 use crate::cli::explain;
 use crate::cli::style::{Style, neutral};
-use crate::coordinator::documents::{ShowDocument, ShownAttempt};
+use crate::coordinator::report::documents::{ShowDocument, ShownAttempt};
 use crate::tx::phase::PhaseTime;
 use crate::tx::state::StateTag;
 

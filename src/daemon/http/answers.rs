@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::super::documents::Problem;
 use super::super::server::{Called, Shared};
+use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
-use crate::coordinator::outcome::SCHEMA;
 use crate::journal::LedgerError;
 use crate::tx::cause::ErrorCode;
 

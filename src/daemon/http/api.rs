@@ -11,7 +11,7 @@ use super::super::documents::{
     ExecutionDocument, ExecutionsDocument, GuardDocument, GuardRequest, Problem, ResolveRequest,
     Submission, WorkspacesDocument,
 };
-use crate::coordinator::documents::{
+use crate::coordinator::report::documents::{
     DiffDocument, EventsDocument, ListDocument, ReconcileDocument, ResolveDocument,
 };
 

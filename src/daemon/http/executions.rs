@@ -23,12 +23,12 @@ use super::super::submission::{Folder, Kept};
 use super::super::submit;
 use super::answers::{Answer, Refused, ask};
 use crate::config::value;
-use crate::coordinator::cancel;
-use crate::coordinator::changes;
-use crate::coordinator::documents::{ListDocument, ResolveDocument};
+use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::error::Failure;
-use crate::coordinator::outcome::SCHEMA;
-use crate::coordinator::query;
+use crate::coordinator::report::changes;
+use crate::coordinator::report::documents::{ListDocument, ResolveDocument};
+use crate::coordinator::report::query;
+use crate::coordinator::settle::cancel;
 use crate::journal::{Filter, LedgerError};
 use crate::tx::id::ExecutionId;
 

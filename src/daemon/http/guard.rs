@@ -14,8 +14,8 @@ use super::super::server::Shared;
 use super::answers::{Answer, Refused};
 use crate::base::clock;
 use crate::config::value;
+use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::error::Failure;
-use crate::coordinator::outcome::SCHEMA;
 
 fn duration(name: &str, text: Option<&str>, default: Duration) -> Result<Duration, Failure> {
     text.map_or(Ok(default), |text| {

@@ -25,7 +25,7 @@ use super::super::server::Shared;
 use super::answers::{Refused, ask};
 use super::executions::{Found, find};
 use crate::coordinator::error::Failure;
-use crate::coordinator::query;
+use crate::coordinator::report::query;
 use crate::journal::{Event, EventFilter, Filter};
 use crate::tx::id::ExecutionId;
 

@@ -14,8 +14,8 @@ use serde_json::json;
 use super::super::documents::{Phase, WorkspaceDocument, WorkspacesDocument};
 use super::super::server::Shared;
 use super::answers::{Answer, Refused, ask};
-use crate::coordinator::documents::ReconcileDocument;
-use crate::coordinator::outcome::SCHEMA;
+use crate::coordinator::attempt::outcome::SCHEMA;
+use crate::coordinator::report::documents::ReconcileDocument;
 use crate::tx::state::StateTag;
 
 /// `?workspace=`

@@ -6,12 +6,12 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 
-use super::super::gitconfig::{GitConfig, GitEnv};
-use super::super::refs::Refs;
-use super::super::scratch;
-use super::super::testkit::Repo;
-use super::super::workspace::Workspace;
 use super::*;
+use crate::git::checkout::scratch;
+use crate::git::config::gitconfig::{GitConfig, GitEnv};
+use crate::git::refs::Refs;
+use crate::git::testkit::Repo;
+use crate::git::workspace::Workspace;
 
 const ATTRIBUTES: &[(&str, &str)] = &[
     (".gitattributes", "*.txt text\n*.bin binary\n*.auto text=auto\n*.crlf text eol=crlf\n"),

@@ -11,7 +11,7 @@ use std::path::Path;
 use rusqlite::{Connection, Statement, TransactionBehavior, params};
 
 use super::{ManifestError, VERSION, child_path, damaged_row, database};
-use crate::git::row::{Packed, Row};
+use crate::git::manifest::row::{Packed, Row};
 use crate::tx::entry::Kind;
 use crate::tx::path::RepoPath;
 

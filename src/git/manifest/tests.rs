@@ -1,7 +1,7 @@
 //! The manifest as a file, and brought up to date.
 //!
 //! # Limitations
-//! What stands in a tree is the business of `scan_tests`.
+//! What stands in a tree is the business of `crate::git::scan`.
 
 use super::*;
 use crate::tx::entry::{GIT_FILE, Kind, Stat, Tracked};

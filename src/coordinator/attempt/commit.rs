@@ -1,0 +1,341 @@
+//! The commit point and what follows: locks, comparison, gate, promotion, the effects of a
+//! success.
+//!
+//! Order rule: everything that promotion needs is in hand before the gate is asked; promotion and
+//! the effects of a success take a [`Won`], which only the gate makes.
+//!
+//! # Limitations
+//! If a won attempt cannot promote, it is held as `promote_blocked`: never undone.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::base::fault::{self, Point};
+use crate::coordinator::attempt::baseindex::Keeping;
+use crate::coordinator::attempt::drive::{Driver, Stop, chain};
+use crate::coordinator::attempt::newindex::NewIndex;
+use crate::coordinator::attempt::seal::signature;
+use crate::coordinator::attempt::undo::lock_stop;
+use crate::coordinator::attempt::validate::difference_stop;
+use crate::coordinator::error::Failure;
+use crate::gate::{Answer, EmbeddedGate};
+use crate::git::index;
+use crate::git::promote::{self, Move};
+use crate::git::refs::locks;
+use crate::git::workspace::judge;
+use crate::journal::{Change as LedgerChange, LedgerError};
+use crate::tx::cause::QuarantineReason;
+use crate::tx::entry::Change;
+use crate::tx::path::RepoPath;
+use crate::tx::record::AttemptRecord;
+use crate::tx::settings::OnDrift;
+use crate::tx::state::{Seal, TxEvent};
+use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
+
+/// How long somebody else's rebase is let finish, and how often it is looked at. Not longer than a
+/// cancel may take to be acted on.
+const A_REBASE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
+
+fn blocked(error: &dyn std::error::Error) -> Stop {
+    Stop::Quarantine(QuarantineReason::PromoteBlocked { why: chain(error) })
+}
+
+impl Driver<'_> {
+    fn sealed(&self) -> Result<Seal, Stop> {
+        self.state().seal().cloned().ok_or_else(|| Failure::bug("a commit without a seal").into())
+    }
+
+    pub(super) fn ask_gate(&mut self) -> Result<(), Stop> {
+        let seal = self.sealed()?;
+        let target = self.session.target(&self.key, self.spec.branch.as_ref());
+        let held = self.take_locks(&target)?;
+        let ready = self.make_ready(&seal, &target, &held);
+        if let Err(stop) = ready {
+            held.release()?;
+            return Err(stop);
+        }
+        fault::point(Point::LocksHeld);
+        match self.ask(&seal)? {
+            Verdict::Won(won) => {
+                self.live.won = Some(won);
+                self.live.held = Some(held);
+                fault::point(Point::GateWon);
+                Ok(())
+            }
+            Verdict::Lost(_) => {
+                held.release()?;
+                locks::forget(&target)?;
+                Ok(())
+            }
+            Verdict::Unknown(why) => {
+                held.release()?;
+                Err(Stop::Quarantine(QuarantineReason::GateUnknown { why }))
+            }
+        }
+    }
+
+    /// git's locks. A rebase that somebody else has under way would, at its end or when it is given
+    /// up, put the branch where it was before, whatever landed meanwhile: it is let finish, for a
+    /// while, and then compared with the seal like anything else.
+    fn take_locks(&self, target: &locks::Target) -> Result<locks::HeldLocks, Stop> {
+        let until = Instant::now() + A_REBASE;
+        let rebasing = || {
+            judge::is_rebasing(&self.session.workspace)
+                && Instant::now() < until
+                && self.signals.pending().is_none()
+        };
+        loop {
+            while rebasing() {
+                std::thread::sleep(LOOK);
+            }
+            let held = locks::take(target, self.bound()).map_err(lock_stop)?;
+            if !rebasing() {
+                return Ok(held);
+            }
+            held.release()?;
+            locks::forget(target)?;
+        }
+    }
+
+    /// With the locks held: nothing differs from the seal, and what is to be put in place is
+    /// written.
+    fn make_ready(
+        &mut self,
+        seal: &Seal,
+        target: &locks::Target,
+        held: &locks::HeldLocks,
+    ) -> Result<(), Stop> {
+        let meaning = self.sealed_meaning()?;
+        let differences = promote::compare(target, seal.sealed_head, meaning)
+            .map_err(|error| Stop::damaged(chain(&error)))?;
+        if !differences.is_empty() {
+            return Err(difference_stop(&differences));
+        }
+        self.meet_drift(seal)?;
+        self.session.warmth.borrow_mut().rest();
+        self.prepare(seal, target, held)
+    }
+
+    /// What somebody changed since the seal: pinned, and by the setting left, put back or held.
+    fn meet_drift(&mut self, seal: &Seal) -> Result<(), Stop> {
+        if self.live.scope_seen && !self.sealed_paths_touched() {
+            return Ok(());
+        }
+        let differ = self.since_seal()?;
+        if differ.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<Change> = differ.into_iter().map(|(change, _)| change).collect();
+        let paths: Vec<RepoPath> = changes.iter().map(|c| c.path.clone()).collect();
+        let pinned = self.pin_drift(seal, &changes)?;
+        for path in &paths {
+            if !self.record.drift.contains(path) {
+                self.record.drift.push(path.clone());
+            }
+        }
+        match self.on_drift() {
+            OnDrift::Quarantine => Err(Stop::Quarantine(QuarantineReason::Drift { paths })),
+            OnDrift::Leave => {
+                self.record.warn(
+                    "drift_left",
+                    "somebody else changed files after the seal; they are kept in a ref and left as they are, not committed",
+                );
+                Ok(())
+            }
+            OnDrift::Restore => {
+                self.put_back_pinned(seal, changes, &pinned)?;
+                self.record.warn(
+                    "drift_restored",
+                    "somebody else changed files after the seal; they are kept in a ref and put back",
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for SUCCESS; the verdict and what follows from it are one db transaction.
+    fn ask(&mut self, seal: &Seal) -> Result<Verdict, Stop> {
+        let ask = Terminal {
+            status: TerminalStatus::Success(seal.candidate),
+            from: Some(self.key.attempt),
+            claim_token: self.spec.claim_token.clone(),
+            error: None,
+        };
+        let until = Instant::now() + self.bound();
+        loop {
+            let expected = self.state().tag();
+            let before = self.record.clone();
+            let (mut next, mut new_rev) = (before.clone(), self.rev);
+            let (key, rev) = (self.key.clone(), self.rev);
+            let db = self.session.ledger.writable()?;
+            let verdict = EmbeddedGate::new(db).ask_and_record(
+                &key.execution,
+                &ask,
+                |tx, answer: &Answer| {
+                    let standing = answer.row.as_ref().map(|row| row.status);
+                    let event = if answer.won {
+                        TxEvent::VerdictWon
+                    } else if seal.adopted {
+                        // Lost: the tree stays as it is, and an operator decides again.
+                        let why = format!(
+                            "the execution already is {}",
+                            standing.map_or("gone", crate::tx::verdict::Status::as_str)
+                        );
+                        TxEvent::Quarantined {
+                            reason: QuarantineReason::AdoptFailed { why },
+                            fingerprint: None,
+                        }
+                    } else {
+                        TxEvent::VerdictLost { standing }
+                    };
+                    let name = event.name();
+                    let state = before.state.clone().apply(event).map_err(AskError::Illegal)?;
+                    next = AttemptRecord { state, ..before.clone() };
+                    let change = LedgerChange {
+                        key: &key,
+                        expected,
+                        rev,
+                        record: &next,
+                        event: name,
+                        detail: &json!({ "standing": standing, "candidate": seal.candidate }),
+                        outcome: None,
+                    };
+                    new_rev = change.apply(tx).map_err(AskError::Ledger)?;
+                    Ok(())
+                },
+            );
+            match verdict.map_err(AskError::into_failure)? {
+                Verdict::Unknown(_) if Instant::now() < until => {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+                Verdict::Unknown(why) => return Ok(Verdict::Unknown(why)),
+                verdict => {
+                    tracing::info!(
+                        ?verdict,
+                        state = next.state.tag().as_str(),
+                        "the gate answered"
+                    );
+                    self.record = next;
+                    self.rev = new_rev;
+                    return Ok(verdict);
+                }
+            }
+        }
+    }
+
+    /// The verdict that was won: in hand, or, after a crash, read back from the row that stands.
+    fn won(&mut self, seal: &Seal) -> Result<Won, Stop> {
+        if let Some(won) = &self.live.won {
+            return Ok(won.clone());
+        }
+        let claim = Claim { attempt: self.key.attempt, candidate: seal.candidate };
+        let db = self.session.ledger.writable()?;
+        EmbeddedGate::new(db)
+            .standing_win(&self.key.execution, claim)
+            .map_err(Failure::from)?
+            .ok_or(Stop::Quarantine(QuarantineReason::VerdictMismatch))
+    }
+
+    pub(super) fn promote(&mut self) -> Result<(), Stop> {
+        let seal = self.sealed()?;
+        let won = self.won(&seal)?;
+        if self.is_past_candidate(&seal)? {
+            // Somebody built on it: what promotion was to bring about has come about.
+            self.apply(TxEvent::Promoted, &json!({ "commit": seal.candidate, "by": "others" }))?;
+            return Ok(());
+        }
+        let target = self.session.target(&self.key, self.spec.branch.as_ref());
+        let held = match self.live.held.take() {
+            Some(held) => held,
+            None => locks::take(&target, self.bound()).map_err(|error| blocked(&error))?,
+        };
+        let moved = self.move_branch(&seal, &held, &won);
+        if moved.is_ok() {
+            fault::point(Point::Promoted);
+            let (workspace, place) = (&self.session.workspace, &self.session.place);
+            self.live.keeping = Keeping::begin(workspace, place, self.live.new_index);
+            self.apply(TxEvent::Promoted, &json!({ "commit": seal.candidate }))?;
+        }
+        let released = held.release();
+        // What kept the branch from moving may keep the locks from going: they are known as own.
+        moved?;
+        Ok(released?)
+    }
+
+    /// The branch has gone on from the candidate.
+    fn is_past_candidate(&self, seal: &Seal) -> Result<bool, Stop> {
+        // Also where the candidate is the turn's own last commit, and nothing had to be moved.
+        let now = self.session.refs.get(&self.branch_ref())?;
+        Ok(now.is_some_and(|now| {
+            now != seal.candidate
+                && self.session.store.is_descendant(now, seal.candidate).unwrap_or(false)
+        }))
+    }
+
+    fn move_branch(&mut self, seal: &Seal, held: &locks::HeldLocks, won: &Won) -> Result<(), Stop> {
+        debug_assert_eq!(won.row().success.map(|s| s.candidate), Some(seal.candidate));
+        let who = signature(&self.spec.author);
+        let message = format!("worktx {}: committed", self.key);
+        let plan = Move {
+            from: seal.sealed_head,
+            to: seal.candidate,
+            index_before: self.sealed_meaning()?,
+            index_changes: self.live.index_changes.unwrap_or_default(),
+            who: &who,
+            message: &message,
+            make_logs: self.spec.git.logs_branches(),
+        };
+        promote::promote(held, &plan).map_err(|error| blocked(&error))?;
+        let branch = self.branch_ref();
+        let landed = self.session.refs.get(&branch).map_err(|error| blocked(&error))?;
+        let tree = match landed {
+            Some(id) if id == seal.candidate => Some(self.session.store.commit(id)?.tree),
+            _ => None,
+        };
+        if tree != Some(seal.tree) {
+            return Err(Stop::Quarantine(QuarantineReason::PromoteBlocked {
+                why: "the branch does not hold the candidate after it was moved".to_owned(),
+            }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self) -> Result<(), Stop> {
+        fault::point(Point::CommittedRecorded);
+        let seal = self.sealed()?;
+        let _won: Won = self.won(&seal)?;
+        if let Some(NewIndex { digest, trailer, .. }) = self.live.new_index {
+            index::known::placed(self.session.workspace.git_dir(), digest, trailer);
+        }
+        let entries = self.sealed_view()?.file.entries.clone();
+        let target = self.session.target(&self.key, self.spec.branch.as_ref());
+        self.remember(entries, seal.tree)?;
+        // Before the end is recorded: after it nobody comes back for what is left.
+        locks::forget(&target)?;
+        self.report_other_refs();
+        if let Some(keeping) = self.live.keeping.take() {
+            keeping.finish();
+        }
+        self.note_index(seal.tree)?;
+        self.apply_final(TxEvent::Finished)?;
+        self.leave_trace();
+        Ok(())
+    }
+}
+
+/// Why asking came to nothing.
+enum AskError {
+    Illegal(crate::tx::state::IllegalTransition),
+    Ledger(LedgerError),
+}
+
+impl AskError {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Illegal(error) => Failure::bug(error),
+            Self::Ledger(error) => error.into(),
+        }
+    }
+}
