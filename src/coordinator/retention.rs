@@ -90,12 +90,18 @@ const RUNS_AT_MOST: u32 = 10;
 
 /// A gc at the end of a run, where ten attempts came since the last one; sooner where so few may stay
 /// that ten would be more than a tenth of them.
-pub fn after_run(session: &mut Session, retention: &Retention) -> Result<(), Failure> {
+///
+/// The attempt that has `ended` stays whatever the bounds say: its work was just said to be kept.
+pub fn after_run(
+    session: &mut Session,
+    retention: &Retention,
+    ended: &AttemptKey,
+) -> Result<(), Failure> {
     let every = (retention.attempts / RUNS_AT_MOST).clamp(1, RUNS_AT_MOST);
     let now = session.ledger.attempts_ever()?;
     let is_due = |last: i64| now < last || now - last >= i64::from(every);
     if Sizes::read(&session.place).at.is_none_or(is_due) {
-        gc(session, retention, false)?;
+        collect(session, retention, Some(ended), false)?;
     }
     Ok(())
 }
@@ -104,6 +110,15 @@ pub fn after_run(session: &mut Session, retention: &Retention) -> Result<(), Fai
 pub fn gc(
     session: &mut Session,
     retention: &Retention,
+    dry_run: bool,
+) -> Result<GcDocument, Failure> {
+    collect(session, retention, None, dry_run)
+}
+
+fn collect(
+    session: &mut Session,
+    retention: &Retention,
+    ended: Option<&AttemptKey>,
     dry_run: bool,
 ) -> Result<GcDocument, Failure> {
     let attempts = session.ledger.heads()?;
@@ -139,10 +154,16 @@ pub fn gc(
         // Written by one function, so that the text sorts as the time does.
         let is_old = at < oldest.as_str();
         let is_many = settled > retention.attempts;
-        bytes = bytes.saturating_add(sizes.of(session, &attempt.key)?);
-        let is_much = bytes > retention.discarded_bytes;
-        let is_needed = unsettled.contains(&attempt.key.execution);
+        let with_it = bytes.saturating_add(sizes.of(session, &attempt.key)?);
+        let is_much = with_it > retention.discarded_bytes;
+        let is_needed =
+            unsettled.contains(&attempt.key.execution) || ended.is_some_and(|e| *e == attempt.key);
         if is_needed || !(is_old || is_many || is_much) {
+            // What does not stay takes no room from others: one attempt that is too much by itself
+            // goes alone.
+            if !is_much {
+                bytes = with_it;
+            }
             document.kept += 1;
             continue;
         }
@@ -325,7 +346,8 @@ mod tests {
             for name in names {
                 lab.rolled_back(name, work);
             }
-            after_run(&mut lab.session(), &keep(attempts)).expect("done");
+            let newest = lab.session().ledger.heads().expect("read").remove(0).key;
+            after_run(&mut lab.session(), &keep(attempts), &newest).expect("done");
             settled(&lab)
         };
         // Twenty may stay: every second one.
@@ -338,6 +360,27 @@ mod tests {
         assert_eq!(run(&many, 20), 20);
         assert_eq!(run(&["g"], 20), 21, "not so soon");
         assert_eq!(run(&["h"], 20), 20);
+    }
+
+    /// Whatever a failed turn has left behind: it takes nothing with it, and stays for the one who was
+    /// just told of it.
+    #[test]
+    fn an_attempt_that_is_too_much_goes_alone_and_not_at_its_own_end() {
+        let lab = Lab::new();
+        let work = lab.work("a.txt", "two\n");
+        let earlier = lab.rolled_back("earlier", work);
+        let huge = lab.rolled_back("huge", lab.work("big", &"x".repeat(4000)));
+        let later = lab.rolled_back("later", work);
+        let bounds = Retention { discarded_bytes: 1000, attempts: 1, ..Retention::default() };
+        after_run(&mut lab.session(), &bounds, &huge).expect("done");
+        assert!(lab.attempt(&huge).is_some() && lab.attempt(&later).is_some());
+        assert!(lab.attempt(&earlier).is_none(), "one may stay");
+
+        let earlier = lab.rolled_back("earlier", work);
+        let bounds = Retention { discarded_bytes: 1000, ..Retention::default() };
+        let done = gc(&mut lab.session(), &bounds, false).expect("done");
+        assert_eq!(done.removed, ["huge/1"]);
+        assert!(lab.attempt(&earlier).is_some() && lab.attempt(&later).is_some());
     }
 
     #[test]

@@ -475,13 +475,14 @@ impl<'r> Begin<'r> {
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
         let warnings = notify::tell(&mut driver);
         outcome.warnings.extend(warnings);
+        let ended = driver.key;
         // The attempt is at its end, whatever becomes of what is left to tidy up: the next command
         // finds it.
         if settled && let Err(error) = lockfile::clear_marker(&session.lock) {
             tracing::warn!(error = %chain(&error), "the marker could not be removed");
         }
         let retention = self.loaded.values.settings.retention;
-        if let Err(error) = retention::after_run(session, &retention) {
+        if let Err(error) = retention::after_run(session, &retention, &ended) {
             // The attempt is at its end whatever becomes of old ones.
             tracing::warn!(error = %chain(&error), "old attempts could not be dropped");
         }
