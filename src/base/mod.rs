@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod durable;
 pub mod fault;
+pub mod handover;
 pub mod hex;
 pub mod note;
 pub mod rmtree;

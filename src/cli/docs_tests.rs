@@ -15,7 +15,7 @@ use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
 use crate::coordinator::report::documents as d;
 use crate::tx::cause::ErrorCode;
 use crate::tx::recovery::{Decision, PinFirst, Stage};
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 
 fn docs() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs"))

@@ -11,7 +11,7 @@ use crate::coordinator::report::documents::{
 };
 use crate::coordinator::words;
 use crate::tx::path::RepoPath;
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::Status;
 
 /// The lines about an attempt that an operator has to decide about; none about another.

@@ -12,7 +12,8 @@ use crate::coordinator::report::documents::{
     PostCheckDocument, ReconcileDocument, RefusalDocument, ResolveDocument, StatusDocument,
 };
 use crate::tx::post_check::PostCheckOutcome;
-use crate::tx::state::{PostCheckRecord, StateTag};
+use crate::tx::state::PostCheckRecord;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::Status;
 
 /// How many paths are listed before the rest is only counted.
@@ -173,6 +174,10 @@ fn why(outcome: &Outcome) -> String {
         "too_large" => "the command created more than the limits allow".to_owned(),
         "filter_unsupported" => "the command put files under a git filter".to_owned(),
         "unstorable" => "the command left something that git cannot store".to_owned(),
+        "unfit" => format!(
+            "the command left the repository so that no run could begin in it: {}",
+            outcome.detail.as_deref().unwrap_or_default()
+        ),
         "verdict_lost" => match outcome.execution_status {
             Some(Status::Cancelled) => "the execution was cancelled".to_owned(),
             Some(status) => format!("another writer's verdict stood first: {status}"),

@@ -11,7 +11,7 @@ use super::args::{Global, OnDirtyArg, RunArgs, VerifyArg};
 use super::progress::Spinner;
 use super::style::Style;
 use super::{error, output, render};
-use crate::base::durable;
+use crate::base::handover::hand_over;
 use crate::config::{Flags, value};
 use crate::coordinator::attempt::begin::{self, RunRequest};
 use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
@@ -59,7 +59,7 @@ fn leave(file: Option<&Path>, outcome: &Outcome) {
     let Some(file) = file else { return };
     let written = serde_json::to_vec_pretty(outcome)
         .map_err(std::io::Error::other)
-        .and_then(|bytes| durable::write_file(file, &bytes, PRIVATE_FILE));
+        .and_then(|bytes| hand_over(file, &bytes, PRIVATE_FILE));
     if let Err(error) = written {
         let file = file.display();
         output::say(&format!("warning: the outcome could not be written to {file}: {error}\n"));
@@ -79,6 +79,10 @@ fn failed(failure: &Failure, id: ExecutionId, root: &str) -> Outcome {
     outcome.error_code = Some(code);
     outcome.detail = Some(failure.to_string());
     match failure {
+        Failure::LeftOpen { key, status, .. } => {
+            outcome.attempt = Some(key.attempt);
+            outcome.execution_status = *status;
+        }
         Failure::Standing(status) => outcome.execution_status = Some(*status),
         Failure::Refused { refusals, warnings } => {
             outcome.paths = refusals.iter().flat_map(|r| r.paths().to_vec()).collect();

@@ -130,6 +130,8 @@ pub enum Failure {
     LeftOpen {
         /// Which.
         key: AttemptKey,
+        /// What its row says.
+        status: Option<Status>,
         /// Why.
         source: Box<Failure>,
     },

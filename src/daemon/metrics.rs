@@ -23,7 +23,7 @@ use crate::coordinator::error::Failure;
 use crate::journal::{Event, EventFilter};
 use crate::tx::id::{AttemptNo, ExecutionId};
 use crate::tx::phase::PhaseTime;
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Outcome {

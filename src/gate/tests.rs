@@ -9,7 +9,8 @@ use crate::journal::{Filter, Workspace};
 use crate::tx::cause::Cause;
 use crate::tx::id::{AttemptKey, AttemptNo, Oid};
 use crate::tx::record::AttemptRecord;
-use crate::tx::state::{StateTag, TxState};
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::{Claim, Status, TerminalStatus, Won, judge};
 use crate::tx::writer::{HostId, ProcessId};
 

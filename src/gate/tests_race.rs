@@ -16,7 +16,8 @@ use super::*;
 use crate::journal::{Change, Ledger, LedgerError, Mode, Opened};
 use crate::tx::id::{AttemptKey, AttemptNo, Oid};
 use crate::tx::record::AttemptRecord;
-use crate::tx::state::{StateTag, TxState};
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::{Status, TerminalStatus};
 
 /// What a writer does, in its words.

@@ -22,7 +22,7 @@ use super::sql::{Sorted as _, path_to_sql, to_json};
 use crate::base::clock;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId};
 use crate::tx::record::AttemptRecord;
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::{Row, Status};
 use crate::tx::writer::{HostId, ProcessId};
 

@@ -10,7 +10,7 @@ use rusqlite::ErrorCode as Code;
 use rusqlite::ffi;
 
 use crate::tx::id::{AttemptKey, ExecutionId};
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 
 /// Why the ledger did not do what it was asked for. Nothing is ever reset or repaired in silence.
 #[derive(Debug, thiserror::Error)]

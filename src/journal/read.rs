@@ -17,7 +17,7 @@ use super::open::Ledger;
 use super::sql::{Sorted as _, parsed, parsed_opt, path_from_sql, path_of};
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId};
 use crate::tx::record::AttemptRecord;
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::{Claim, Row};
 
 /// An attempt, as it stands. Times are RFC 3339 in UTC.

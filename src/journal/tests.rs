@@ -10,7 +10,8 @@ use super::*;
 use crate::tx::cause::QuarantineReason;
 use crate::tx::id::{AttemptKey, AttemptNo, ExecutionId};
 use crate::tx::record::AttemptRecord;
-use crate::tx::state::{StateTag, TxState};
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::Status;
 use crate::tx::writer::{HostId, ProcessId};
 

@@ -11,7 +11,8 @@ use super::open::{APPLICATION_ID, KNOWN, journal_of};
 use super::tests::{Fixture, change, fixture, id, in_state, open, owner, sqlite3, workspace};
 use super::*;
 use crate::tx::record::AttemptRecord;
-use crate::tx::state::{StateTag, TxState};
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 
 fn mode_of(path: &Path) -> u32 {
     path.metadata().expect("there").permissions().mode() & 0o777

@@ -18,5 +18,6 @@ pub mod record;
 pub mod recovery;
 pub mod settings;
 pub mod state;
+pub mod tag;
 pub mod verdict;
 pub mod writer;

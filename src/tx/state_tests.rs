@@ -132,6 +132,7 @@ fn transition_table() {
     validating                             passed             committing/pending
     validating                             rejected           rolling_back
     validating                             quarantined        quarantined[validating]
+    committing/pending                     rejected           rolling_back
     committing/pending                     verdict_won        committing/won
     committing/pending                     verdict_lost       rolling_back
     committing/pending                     quarantined        quarantined[committing/pending]

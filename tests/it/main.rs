@@ -40,4 +40,5 @@ mod shown;
 mod support;
 mod tidy;
 mod traces;
+mod verdict;
 mod watched;

@@ -10,7 +10,7 @@ use crate::cli::explain;
 use crate::cli::style::{Style, neutral};
 use crate::coordinator::report::documents::{ShowDocument, ShownAttempt};
 use crate::tx::phase::PhaseTime;
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 
 /// `show`
 pub fn show(style: Style, document: &ShowDocument) -> String {

@@ -24,7 +24,8 @@ use crate::coordinator::attempt::baseindex;
 use crate::coordinator::attempt::drive::{Driver, Live, chain, time_of};
 use crate::coordinator::attempt::gitdir;
 use crate::coordinator::attempt::laps::Laps;
-use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
+use crate::coordinator::attempt::outcome::Outcome;
+use crate::coordinator::attempt::standing::{is_over, settled_first};
 use crate::coordinator::attempt::trace;
 use crate::coordinator::context::{Context, Invocation};
 use crate::coordinator::error::Failure;
@@ -53,8 +54,8 @@ use crate::tx::path::RepoPath;
 use crate::tx::phase::Phase;
 use crate::tx::record::{AttemptRecord, Warning};
 use crate::tx::settings::OnDirty;
-use crate::tx::state::{StateTag, TxState};
-use crate::tx::verdict::Status;
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 
 /// Is told how far the look at the work tree has come; by several threads.
 pub trait Watcher: std::fmt::Debug + Send + Sync {
@@ -196,6 +197,8 @@ pub(in crate::coordinator) struct Begin<'r> {
     pub(super) loaded: Loaded,
     laps: Laps,
     pub(super) prepared: Option<Prepared>,
+    /// What was settled before anything of this one began.
+    settled_first: Vec<Warning>,
     /// Nothing is to be run: a server begins.
     pub(in crate::coordinator) is_warming: bool,
 }
@@ -208,15 +211,28 @@ impl<'r> Begin<'r> {
         git_env: GitEnv,
     ) -> Self {
         let (loaded, laps) = (request.context.user.clone(), Laps::default());
-        Self { request, signals, program, git_env, loaded, laps, prepared: None, is_warming: false }
+        Self {
+            request,
+            signals,
+            program,
+            git_env,
+            loaded,
+            laps,
+            prepared: None,
+            settled_first: Vec::new(),
+            is_warming: false,
+        }
     }
 
     fn run(&mut self, session: &mut Session) -> Result<Outcome, Failure> {
         let id = &self.request.execution;
-        reconcile::reconcile(session, self.signals, Some(id))?;
+        // What will not run again is no reason to take anything back.
+        let again = (!is_over(session, id)?).then_some(id);
+        let settled = reconcile::reconcile(session, self.signals, again)?;
         if let Some(outcome) = self.standing(session)? {
             return Ok(outcome);
         }
+        self.settled_first = settled.attempts.iter().filter_map(settled_first).collect();
         self.laps.enter(Phase::Judge);
         self.prepared = Some(Prepared::start());
         if !self.request.verify_all {
@@ -247,44 +263,6 @@ impl<'r> Begin<'r> {
             Err(other) => return Err(other),
         };
         self.open(session, base)
-    }
-
-    /// The row decides first: successful is replayed, cancelled and skipped are final.
-    fn standing(&self, session: &mut Session) -> Result<Option<Outcome>, Failure> {
-        let id = &self.request.execution;
-        let Some(execution) = session.ledger.execution(id)? else { return Ok(None) };
-        match execution.row.status {
-            Status::Success => {
-                let filter = crate::journal::Filter {
-                    execution: Some(id.clone()),
-                    ..crate::journal::Filter::default()
-                };
-                let attempt = execution.row.success.map(|s| s.attempt);
-                let recorded = session
-                    .ledger
-                    .attempts(&filter)?
-                    .into_iter()
-                    .find(|a| Some(a.key.attempt) == attempt)
-                    .and_then(|a| a.outcome);
-                let mut outcome = if let Some(value) = recorded {
-                    serde_json::from_value(value)
-                        .map_err(Failure::other("reading the recorded outcome"))?
-                } else {
-                    let root = session.workspace.root().display().to_string();
-                    let mut outcome =
-                        Outcome::without_attempt(id.clone(), OutcomeWord::Committed, &root);
-                    outcome.attempt = attempt;
-                    outcome.commit = execution.row.success.map(|s| s.candidate);
-                    outcome.candidate = outcome.commit;
-                    outcome
-                };
-                outcome.replayed = true;
-                outcome.execution_status = Some(Status::Success);
-                Ok(Some(outcome))
-            }
-            status @ (Status::Cancelled | Status::Skipped) => Err(Failure::Standing(status)),
-            _ => Ok(None),
-        }
     }
 
     fn open(&mut self, session: &mut Session, base: Base) -> Result<Outcome, Failure> {
@@ -463,7 +441,8 @@ impl<'r> Begin<'r> {
         if let Err(failure) = driven {
             // The turn ran, and its end could not be recorded: reconcile goes on from there.
             return Err(if started {
-                Failure::LeftOpen { key: driver.key.clone(), source: Box::new(failure) }
+                let status = driver.row().ok().flatten().map(|row| row.status);
+                Failure::LeftOpen { key: driver.key.clone(), status, source: Box::new(failure) }
             } else {
                 failure
             });
@@ -473,6 +452,7 @@ impl<'r> Begin<'r> {
         let mut outcome = driver
             .outcome(&driver.record, status)
             .ok_or_else(|| Failure::bug("a run that came to no end"))?;
+        outcome.warnings.append(&mut self.settled_first);
         let warnings = notify::tell(&mut driver);
         outcome.warnings.extend(warnings);
         let ended = driver.key;

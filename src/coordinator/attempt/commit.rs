@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::base::fault::{self, Point};
 use crate::coordinator::attempt::baseindex::Keeping;
-use crate::coordinator::attempt::drive::{Driver, Stop, chain};
+use crate::coordinator::attempt::drive::{ASK_AGAIN, Driver, Stop, chain, is_stale};
 use crate::coordinator::attempt::newindex::NewIndex;
 use crate::coordinator::attempt::seal::signature;
 use crate::coordinator::attempt::undo::lock_stop;
@@ -21,11 +21,13 @@ use crate::coordinator::attempt::validate::difference_stop;
 use crate::coordinator::error::Failure;
 use crate::gate::{Answer, EmbeddedGate};
 use crate::git::index;
+use crate::git::objects::store::Store;
+use crate::git::objects::tree;
 use crate::git::promote::{self, Move};
-use crate::git::refs::locks;
+use crate::git::refs::locks::{self, LockError};
 use crate::git::workspace::judge;
 use crate::journal::{Change as LedgerChange, LedgerError};
-use crate::tx::cause::QuarantineReason;
+use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::entry::Change;
 use crate::tx::path::RepoPath;
 use crate::tx::record::AttemptRecord;
@@ -37,6 +39,9 @@ use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
 /// cancel may take to be acted on.
 const A_REBASE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long somebody else's lock is waited for before it is asked whether to go on.
+const A_TRY: Duration = Duration::from_millis(250);
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
     Stop::Quarantine(QuarantineReason::PromoteBlocked { why: chain(error) })
@@ -50,13 +55,21 @@ impl Driver<'_> {
     pub(super) fn ask_gate(&mut self) -> Result<(), Stop> {
         let seal = self.sealed()?;
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
-        let held = self.take_locks(&target)?;
+        let held = match self.take_locks(&seal, &target)? {
+            Ok(held) => held,
+            Err(cause) => return self.reject(&seal, cause, None),
+        };
         let ready = self.make_ready(&seal, &target, &held);
         if let Err(stop) = ready {
             held.release()?;
             return Err(stop);
         }
         fault::point(Point::LocksHeld);
+        if let Some(cause) = self.asked_before_the_gate(&seal) {
+            held.release()?;
+            locks::forget(&target)?;
+            return self.reject(&seal, cause, None);
+        }
         match self.ask(&seal)? {
             Verdict::Won(won) => {
                 self.live.won = Some(won);
@@ -76,23 +89,46 @@ impl Driver<'_> {
         }
     }
 
-    /// git's locks. A rebase that somebody else has under way would, at its end or when it is given
-    /// up, put the branch where it was before, whatever landed meanwhile: it is let finish, for a
-    /// while, and then compared with the seal like anything else.
-    fn take_locks(&self, target: &locks::Target) -> Result<locks::HeldLocks, Stop> {
-        let until = Instant::now() + A_REBASE;
-        let rebasing = || {
-            judge::is_rebasing(&self.session.workspace)
-                && Instant::now() < until
-                && self.signals.pending().is_none()
+    /// A request to end that came since the post-check, where it is known that the gate was not won
+    /// before a crash.
+    fn asked_before_the_gate(&mut self, seal: &Seal) -> Option<Cause> {
+        let is_open = self.row().is_ok_and(|row| row.is_none_or(|row| row.success.is_none()));
+        is_open.then(|| self.asked_to_end(seal)).flatten()
+    }
+
+    /// git's locks; the cause to end for, where one came while somebody else held them.
+    ///
+    /// A rebase that somebody else has under way would, at its end or when it is given up, put the
+    /// branch where it was before, whatever landed meanwhile: it is let finish, for a while, and
+    /// then compared with the seal like anything else.
+    fn take_locks(
+        &mut self,
+        seal: &Seal,
+        target: &locks::Target,
+    ) -> Result<Result<locks::HeldLocks, Cause>, Stop> {
+        let until = Instant::now() + self.bound();
+        let rebase_until = Instant::now() + A_REBASE;
+        let rebasing = |driver: &Self| {
+            judge::is_rebasing(&driver.session.workspace)
+                && Instant::now() < rebase_until
+                && driver.signals.pending().is_none()
         };
         loop {
-            while rebasing() {
+            while rebasing(self) {
                 std::thread::sleep(LOOK);
             }
-            let held = locks::take(target, self.bound()).map_err(lock_stop)?;
-            if !rebasing() {
-                return Ok(held);
+            let left = until.saturating_duration_since(Instant::now());
+            let held = match locks::take(target, left.min(A_TRY)) {
+                Err(LockError::Foreign { .. }) if left > A_TRY => {
+                    match self.asked_before_the_gate(seal) {
+                        Some(cause) => return Ok(Err(cause)),
+                        None => continue,
+                    }
+                }
+                taken => taken.map_err(lock_stop)?,
+            };
+            if !rebasing(self) {
+                return Ok(Ok(held));
             }
             held.release()?;
             locks::forget(target)?;
@@ -114,8 +150,32 @@ impl Driver<'_> {
             return Err(difference_stop(&differences));
         }
         self.meet_drift(seal)?;
+        self.see_the_candidate(seal)?;
         self.session.warmth.borrow_mut().rest();
         self.prepare(seal, target, held)
+    }
+
+    /// What the row is to name can be read, by whoever comes next: a post-check may have deleted refs
+    /// and objects. From now on git's locks keep a gc from going over them.
+    ///
+    /// Only that the new objects are there is looked at, not their bytes again.
+    fn see_the_candidate(&mut self, seal: &Seal) -> Result<(), Stop> {
+        if !self.live.others_ran {
+            return Ok(());
+        }
+        // Not by what this process holds open: that outlives its name.
+        let alternates = self.session.store.alternates();
+        let store = Store::open_with(self.session.workspace.common_dir(), alternates)?;
+        let gaps = tree::closure(&store, seal.candidate, Some(self.spec.base), &|_| true)?;
+        if let Some(gap) = gaps.first() {
+            return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
+        }
+        let pins = &self.record.pins;
+        for pin in pins.base.iter().chain(&pins.candidate) {
+            let put_back = self.session.refs.put_back(&self.spec.settings.ref_prefix, pin);
+            put_back.map_err(|error| Stop::seal_blocked(&error))?;
+        }
+        Ok(())
     }
 
     /// What somebody changed since the seal: pinned, and by the setting left, put back or held.
@@ -164,6 +224,7 @@ impl Driver<'_> {
             error: None,
         };
         let until = Instant::now() + self.bound();
+        let mut unheard: Option<AttemptRecord> = None;
         loop {
             let expected = self.state().tag();
             let before = self.record.clone();
@@ -206,9 +267,23 @@ impl Driver<'_> {
                     Ok(())
                 },
             );
-            match verdict.map_err(AskError::into_failure)? {
+            let verdict = match verdict {
+                Err(AskError::Ledger(error)) if is_stale(&error) => {
+                    let Some(stands) =
+                        unheard.take().filter(|r| self.is_recorded(r).unwrap_or(false))
+                    else {
+                        return Err(error.into());
+                    };
+                    // The answer before, which could not be heard, was written.
+                    (next, new_rev) = (stands, self.rev + 1);
+                    self.verdict_of(seal)?
+                }
+                verdict => verdict.map_err(AskError::into_failure)?,
+            };
+            match verdict {
                 Verdict::Unknown(_) if Instant::now() < until => {
-                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    unheard = Some(next);
+                    std::thread::sleep(ASK_AGAIN);
                 }
                 Verdict::Unknown(why) => return Ok(Verdict::Unknown(why)),
                 verdict => {
@@ -223,6 +298,17 @@ impl Driver<'_> {
                 }
             }
         }
+    }
+
+    /// What the row says of this attempt's claim, without asking for it.
+    fn verdict_of(&mut self, seal: &Seal) -> Result<Verdict, Stop> {
+        let claim = Claim { attempt: self.key.attempt, candidate: seal.candidate };
+        let db = self.session.ledger.writable()?;
+        let won = EmbeddedGate::new(db).standing_win(&self.key.execution, claim);
+        Ok(match won.map_err(Failure::from)? {
+            Some(won) => Verdict::Won(won),
+            None => Verdict::Lost(self.row()?),
+        })
     }
 
     /// The verdict that was won: in hand, or, after a crash, read back from the row that stands.
@@ -290,11 +376,11 @@ impl Driver<'_> {
         promote::promote(held, &plan).map_err(|error| blocked(&error))?;
         let branch = self.branch_ref();
         let landed = self.session.refs.get(&branch).map_err(|error| blocked(&error))?;
-        let tree = match landed {
+        let there = match landed {
             Some(id) if id == seal.candidate => Some(self.session.store.commit(id)?.tree),
             _ => None,
         };
-        if tree != Some(seal.tree) {
+        if there != Some(seal.tree) {
             return Err(Stop::Quarantine(QuarantineReason::PromoteBlocked {
                 why: "the branch does not hold the candidate after it was moved".to_owned(),
             }));

@@ -33,6 +33,9 @@ use crate::tx::settings::OnDrift;
 use crate::tx::state::{Effect, TxEvent, TxState};
 use crate::tx::verdict::{Row, Status};
 
+/// How soon the gate is asked again that could not answer.
+pub(in crate::coordinator) const ASK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Why an effect did not come to its end.
 #[derive(Debug)]
 pub enum Stop {
@@ -101,6 +104,9 @@ pub struct Live {
     pub sealed: Option<SealView>,
     /// The whole scope was compared with the seal, and since then nothing of this attempt ran.
     pub scope_seen: bool,
+    /// Since the seal another program ran, of this attempt or of anybody: what was made durable may
+    /// be gone.
+    pub others_ran: bool,
     /// The turn's own last commit, where this process made it durable with all that it needs.
     pub durable_tip: Option<Oid>,
     /// The verdict, where this process won it.
@@ -124,7 +130,8 @@ pub struct Live {
 impl Live {
     /// Nothing but this process's environment: for who takes an attempt up.
     pub fn with_environment() -> Self {
-        Self { environment: crate::coordinator::context::environment(), ..Self::default() }
+        let environment = crate::coordinator::context::environment();
+        Self { environment, others_ran: true, ..Self::default() }
     }
 }
 
@@ -187,11 +194,11 @@ impl Driver<'_> {
             match done {
                 Ok(()) => {}
                 Err(Stop::Quarantine(reason)) => self.quarantine(reason)?,
-                Err(Stop::Failure(Failure::Ledger(error)))
-                    if is_lost(&error)
+                Err(Stop::Failure(failure))
+                    if is_for_good(&failure)
                         && !matches!(self.record.state, TxState::Open { turn: None }) =>
                 {
-                    let why = chain(&error);
+                    let why = chain(&failure);
                     self.quarantine(QuarantineReason::WorkspaceDamaged { why })?;
                 }
                 Err(Stop::Failure(failure)) => return Err(failure),
@@ -223,10 +230,18 @@ impl Driver<'_> {
         self.write(&record, record.state.tag(), event, detail)
     }
 
+    /// Whether the ledger has a record as the next one after what this driver knows: an answer that
+    /// was not heard stands there all the same.
+    pub(super) fn is_recorded(&self, record: &AttemptRecord) -> Result<bool, Failure> {
+        let there = self.session.ledger.attempt(&self.key)?;
+        let Some(there) = there.filter(|there| there.rev == self.rev + 1) else { return Ok(false) };
+        Ok(there.record()? == *record)
+    }
+
     fn write(
         &mut self,
         record: &AttemptRecord,
-        expected: crate::tx::state::StateTag,
+        expected: crate::tx::tag::StateTag,
         event: &str,
         detail: &Value,
     ) -> Result<(), Failure> {
@@ -355,6 +370,15 @@ const fn is_lost(error: &LedgerError) -> bool {
         error,
         LedgerError::Moved { .. } | LedgerError::NotALedger { .. } | LedgerError::Corrupt { .. }
     )
+}
+
+/// Whether a failure would be there again each time: the ledger or objects are gone.
+pub(in crate::coordinator) const fn is_for_good(failure: &Failure) -> bool {
+    match failure {
+        Failure::Ledger(error) => is_lost(error),
+        Failure::Store(error) => error.object().is_some(),
+        _ => false,
+    }
 }
 
 /// Whether an error of the ledger says that somebody else has gone on with the attempt.

@@ -18,6 +18,7 @@ pub mod outcome;
 pub(super) mod policy;
 pub(super) mod rescue;
 pub(super) mod seal;
+mod standing;
 pub(super) mod trace;
 pub(super) mod turn;
 pub(super) mod undo;

@@ -94,6 +94,21 @@ impl Driver<'_> {
         Ok(built.raw)
     }
 
+    /// The tree of the base as it was pinned, with what git did not track. Where somebody dropped that
+    /// commit, the base's own: what it did not track goes back only where it stands as it was.
+    pub(in crate::coordinator) fn base_pin_tree(&mut self) -> Result<Oid, Stop> {
+        let pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
+        match self.session.store.commit(pin) {
+            Ok(commit) => Ok(commit.tree),
+            Err(error) if error.object().is_some() && pin != self.spec.base => {
+                let message = "the pin of what git did not track at the beginning is gone";
+                self.record.warn("base_pin_gone", message);
+                Ok(self.spec.base_tree)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// What a pin stands on: the turn's own last commit, durable. A power loss may have left one
     /// of which parts are gone; no pin is made that cannot be read, so it then stands on the base.
     pub(in crate::coordinator) fn parent_of_pin(&mut self, tip: Option<Oid>) -> Result<Oid, Stop> {

@@ -9,13 +9,14 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Instant;
 
 use serde_json::json;
 
 use crate::base::fault::{self, Point};
 use crate::base::hex::hex;
 use crate::coordinator::attempt::baseindex;
-use crate::coordinator::attempt::drive::{Driver, Stop};
+use crate::coordinator::attempt::drive::{ASK_AGAIN, Driver, Stop, is_stale};
 use crate::coordinator::attempt::outcome::Outcome;
 use crate::coordinator::attempt::rescue::{PinKind, RescueSink, StoreBytes, held_by_pin};
 use crate::coordinator::attempt::seal::signature;
@@ -32,7 +33,7 @@ use crate::git::scan::{NewDirectories, ScanError};
 use crate::git::undo::restore::{self, Restore, RestoreError, RestoreReport};
 use crate::git::undo::spill::Spill;
 use crate::git::undo::{self, Rules as UndoRules};
-use crate::journal::Change as LedgerChange;
+use crate::journal::{Change as LedgerChange, LedgerError};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::entry::{Change, Kind};
 use crate::tx::id::Oid;
@@ -78,8 +79,7 @@ impl Driver<'_> {
         };
         self.session.warmth.borrow_mut().rest();
         let too_large = too_large(&scan.changes, &self.spec.settings.limits, listed);
-        let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
-        let base_pin_tree = self.session.store.commit(base_pin)?.tree;
+        let base_pin_tree = self.base_pin_tree()?;
 
         let begun_before = !self.record.pins.discarded.is_empty();
         let own = self.record.pins.discarded.iter().skip(self.record.earlier_discarded);
@@ -287,6 +287,12 @@ impl Driver<'_> {
             let text = format!("a file system is mounted on {path}, and is left as it is");
             self.record.warn("mount_left", text);
         }
+        for path in &plan.gone {
+            let text = format!(
+                "{path} was a repository of its own, which no attempt looks into: the turn took it away, and it is not brought back"
+            );
+            self.record.warn("nested_gone", text);
+        }
         if plan.steps.is_empty() && plan.blocked.is_empty() && !self.has_temporary() {
             restore::sync_same(self.session.root.handle(), &plan)
                 .map_err(|error| restore_stop(&error))?;
@@ -405,32 +411,40 @@ impl Driver<'_> {
                     claim_token: self.spec.claim_token.clone(),
                     error: Some(error_text(undo)),
                 };
-                let mut new_rev = rev;
-                let db = self.session.ledger.writable()?;
-                let verdict = EmbeddedGate::new(db).ask_and_record(
-                    &key.execution,
-                    &ask,
-                    |tx, answer: &Answer| {
-                        let outcome = change(answer.row.as_ref().map(|row| row.status));
-                        let change = LedgerChange {
-                            key: &key,
-                            expected,
-                            rev,
-                            record: &record,
-                            event: "undone",
-                            detail: &json!({
-                                "reason": cause.reason(), "terminal_won": answer.won, "phases": phases,
-                            }),
-                            outcome: outcome.as_ref(),
-                        };
-                        new_rev = change.apply(tx)?;
-                        Ok::<(), crate::journal::LedgerError>(())
-                    },
-                )?;
-                if let Verdict::Unknown(why) = verdict {
-                    return Err(Stop::Quarantine(QuarantineReason::GateUnknown { why }));
+                let record_with = |tx: &rusqlite::Transaction<'_>, answer: &Answer| {
+                    let outcome = change(answer.row.as_ref().map(|row| row.status));
+                    let change = LedgerChange {
+                        key: &key,
+                        expected,
+                        rev,
+                        record: &record,
+                        event: "undone",
+                        detail: &json!({
+                            "reason": cause.reason(), "terminal_won": answer.won, "phases": phases,
+                        }),
+                        outcome: outcome.as_ref(),
+                    };
+                    change.apply(tx)?;
+                    Ok::<(), LedgerError>(())
+                };
+                let until = Instant::now() + self.bound();
+                loop {
+                    let db = self.session.ledger.writable()?;
+                    let mut gate = EmbeddedGate::new(db);
+                    match gate.ask_and_record(&key.execution, &ask, record_with) {
+                        Ok(Verdict::Unknown(_)) if Instant::now() < until => {
+                            std::thread::sleep(ASK_AGAIN);
+                        }
+                        Ok(Verdict::Unknown(why)) => {
+                            return Err(Stop::Quarantine(QuarantineReason::GateUnknown { why }));
+                        }
+                        Ok(_) => break,
+                        // An answer that was not heard may have been recorded.
+                        Err(error) if is_stale(&error) && self.is_recorded(&record)? => break,
+                        Err(error) => return Err(error.into()),
+                    }
                 }
-                self.rev = new_rev;
+                self.rev = rev + 1;
             }
         }
         tracing::info!(event = "undone", state = record.state.tag().as_str(), "recorded");

@@ -42,6 +42,8 @@ impl Driver<'_> {
             return Err(Failure::bug("a validation without a seal").into());
         };
         if let Some(pin) = self.record.pins.candidate.clone() {
+            // A ref to nothing would make the whole repository look damaged.
+            self.session.store.commit(pin.id)?;
             self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))?;
         }
         fault::point(Point::CandidatePinned);
@@ -148,6 +150,7 @@ impl Driver<'_> {
         };
         self.live.scope_seen = false;
         let lock = self.session.lock.share().map_err(Failure::io("sharing the lock"))?;
+        self.live.others_ran = true;
         let waiting =
             process::start(&command, &folder.join(format!("post-check-{run}")), &[lock.as_fd()])
                 .map_err(|e| unstartable(chain(&e)))?;
@@ -190,7 +193,7 @@ impl Driver<'_> {
     }
 
     /// Between two phases: a signal, a cancelled row, the time.
-    fn asked_to_end(&mut self, seal: &Seal) -> Option<Cause> {
+    pub(super) fn asked_to_end(&mut self, seal: &Seal) -> Option<Cause> {
         if seal.adopted {
             return None;
         }
@@ -203,7 +206,7 @@ impl Driver<'_> {
         }
     }
 
-    fn reject(
+    pub(super) fn reject(
         &mut self,
         seal: &Seal,
         cause: Cause,

@@ -18,7 +18,8 @@ use crate::git::workspace::lockfile;
 use crate::hook::guard::{Asker, GuardDecision, Owner, Update, append_vouches, decide};
 use crate::process;
 use crate::tx::id::{AttemptKey, RefName};
-use crate::tx::state::{StateTag, TxState};
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 
 /// The file in an attempt's folder that holds the moves of its turn.
 pub const VOUCHED: &str = "vouched";

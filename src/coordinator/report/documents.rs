@@ -15,7 +15,8 @@ use crate::tx::id::{AttemptNo, ExecutionId, Oid};
 use crate::tx::path::RepoPath;
 use crate::tx::phase::PhaseTime;
 use crate::tx::record::Warning;
-use crate::tx::state::{ChangeCounts, PostCheckRecord, StateTag};
+use crate::tx::state::{ChangeCounts, PostCheckRecord};
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::Status;
 use crate::tx::writer::{TurnResult, WriterRecord};
 

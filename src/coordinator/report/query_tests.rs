@@ -15,7 +15,8 @@ use crate::hook::guard::{parse_updates, read_vouches};
 use crate::hook::install::HooksFolder;
 use crate::journal::LedgerError;
 use crate::journal::Owner;
-use crate::tx::state::{StateTag, VerdictState};
+use crate::tx::state::VerdictState;
+use crate::tx::tag::StateTag;
 use crate::tx::verdict::{Claim, Status};
 
 /// What a program reads fits its schema.

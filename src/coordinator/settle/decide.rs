@@ -15,7 +15,8 @@ use crate::coordinator::session::Session;
 use crate::coordinator::settle::resolve::{self, Choice};
 use crate::journal::{Attempt, Filter, Ledger};
 use crate::process::Signals;
-use crate::tx::state::{StateTag, TxState};
+use crate::tx::state::TxState;
+use crate::tx::tag::StateTag;
 
 /// What is decided about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::config::Operator;
-use crate::coordinator::attempt::drive::{Driver, Live, Stop, chain};
+use crate::coordinator::attempt::drive::{Driver, Live, Stop, chain, is_for_good};
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::attempt::rescue::stand_by_pins;
 use crate::coordinator::context::Context;
@@ -31,7 +31,8 @@ use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::id::ExecutionId;
 use crate::tx::record::Warning;
 use crate::tx::recovery::{self, Decision, OwnerSeen, PinFirst, Stage};
-use crate::tx::state::{StateTag, TxEvent, TxState, Undo};
+use crate::tx::state::{TxEvent, TxState, Undo};
+use crate::tx::tag::StateTag;
 use crate::tx::writer::{DeathProof, ProvenDead, TurnResult};
 
 /// How many decisions one attempt is given in one pass.
@@ -259,13 +260,20 @@ impl Driver<'_> {
             match self.decide_once(again) {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                Err(Stop::Quarantine(reason)) => {
+                Err(stop) => {
+                    let reason = match stop {
+                        Stop::Quarantine(reason) => reason,
+                        // What is missing today is missing tomorrow: an operator decides.
+                        Stop::Failure(failure) if is_for_good(&failure) => {
+                            QuarantineReason::WorkspaceDamaged { why: chain(&failure) }
+                        }
+                        Stop::Failure(failure) => return Err(failure),
+                    };
                     if matches!(self.state(), TxState::Quarantined { .. }) {
                         return Ok(());
                     }
                     self.quarantine(reason)?;
                 }
-                Err(Stop::Failure(failure)) => return Err(failure),
             }
         }
         Ok(())
@@ -352,6 +360,14 @@ impl Driver<'_> {
     }
 
     fn roll_back_as(&mut self, cause: Cause, death: ProvenDead) -> Result<(), Stop> {
+        if self.state().seal().is_some_and(|seal| seal.adopted)
+            && matches!(self.state(), TxState::Committing { .. })
+        {
+            // An operator wanted it, and somebody else's terminal stands: they decide again.
+            let standing = self.row()?.map_or("gone", |row| row.status.as_str());
+            let why = format!("the execution already is {standing}");
+            return Err(Stop::Quarantine(QuarantineReason::AdoptFailed { why }));
+        }
         let detail = json!({ "reason": cause.reason(), "death": death.how() });
         let event = match self.state() {
             TxState::Quarantined { .. } => {

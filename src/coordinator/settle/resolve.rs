@@ -286,8 +286,7 @@ impl Driver<'_> {
         if scan.changes.is_empty() && tip.is_none() {
             return Ok(());
         }
-        let base_pin = self.record.pins.base.as_ref().map_or(self.spec.base, |pin| pin.id);
-        let onto = self.session.store.commit(base_pin)?.tree;
+        let onto = self.base_pin_tree()?;
         let parent = self.parent_of_pin(tip)?;
         // As in a rollback: what is beyond the limits is not hashed into git's objects. It stays in
         // the tree.

@@ -16,7 +16,7 @@ use super::super::server::Shared;
 use super::answers::{Answer, Refused, ask};
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::report::documents::ReconcileDocument;
-use crate::tx::state::StateTag;
+use crate::tx::tag::StateTag;
 
 /// `?workspace=`
 #[derive(Debug, Deserialize)]

@@ -79,6 +79,21 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// The object that is missing or no good, where that is what is wrong: it will be so again.
+    pub const fn object(&self) -> Option<Oid> {
+        match self {
+            Self::Odb(OdbError::Missing(id) | OdbError::Damaged { id, .. })
+            | Self::Kind { id, .. }
+            | Self::Malformed { id, .. } => Some(*id),
+            Self::Odb(OdbError::Folder { .. })
+            | Self::TooDeep { .. }
+            | Self::Alternates { .. }
+            | Self::Repository { .. } => None,
+        }
+    }
+}
+
 /// A commit, as far as worktx reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {

@@ -337,15 +337,7 @@ fn walk(
 
 /// The gap that an error of the object itself is; other errors stay errors.
 fn gap(asked: Oid, path: Option<RepoPath>, error: StoreError) -> Result<Gap, StoreError> {
-    let id = match &error {
-        StoreError::Odb(OdbError::Missing(id) | OdbError::Damaged { id, .. })
-        | StoreError::Kind { id, .. }
-        | StoreError::Malformed { id, .. } => *id,
-        StoreError::Odb(OdbError::Folder { .. })
-        | StoreError::TooDeep { .. }
-        | StoreError::Alternates { .. }
-        | StoreError::Repository { .. } => return Err(error),
-    };
+    let Some(id) = error.object() else { return Err(error) };
     let path = path.filter(|_| id == asked);
     Ok(Gap { id, path, why: error.to_string() })
 }

@@ -112,6 +112,9 @@ pub struct UndoPlan {
     pub blocked: Vec<BlockedPath>,
     /// Mounts that the turn made and that stand in nobody's way: left as they are.
     pub left: Vec<RepoPath>,
+    /// Repositories of their own that stood there at open, out of scope: gone, or something else
+    /// now, and nothing brings them back.
+    pub gone: Vec<RepoPath>,
     /// Files and links that hold what the base has, and were written or made anew meanwhile, by
     /// somebody who need not have synced them.
     pub same: Vec<RepoPath>,
@@ -151,7 +154,14 @@ pub fn plan(proof: ProvenDead, changes: Vec<Change>, rules: &Rules<'_>) -> UndoP
     }
     let mut sorter =
         Sorter { rules, needed, removals: vec![], makes: vec![], puts: vec![], modes: vec![] };
-    let mut plan = UndoPlan { proof, steps: vec![], blocked: vec![], left: vec![], same: vec![] };
+    let mut plan = UndoPlan {
+        proof,
+        steps: vec![],
+        blocked: vec![],
+        left: vec![],
+        gone: vec![],
+        same: vec![],
+    };
     for change in changes {
         if (rules.survives)(&change.path) || sorter.is_inside_spilled(&change) {
             continue;
@@ -234,6 +244,9 @@ impl Sorter<'_> {
         let outside = |kind| matches!(kind, Kind::NestedRepository | Kind::Mount);
         if outside(base.kind) {
             // Out of scope at open: it has never been looked into.
+            if base.kind == Kind::NestedRepository && found.kind != base.kind {
+                plan.gone.push(path);
+            }
             return;
         }
         if base.kind == found.kind {
@@ -283,7 +296,8 @@ impl Sorter<'_> {
                 self.puts.push(Step::Put { path, base, spill });
             }
             Kind::Device => plan.blocked.push(blocked(path, "a device node cannot be made again")),
-            Kind::NestedRepository | Kind::Mount => {}
+            Kind::NestedRepository => plan.gone.push(path),
+            Kind::Mount => {}
         }
     }
 }
