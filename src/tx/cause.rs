@@ -104,6 +104,11 @@ pub enum Cause {
         /// What, and why not.
         paths: Vec<BlockedPath>,
     },
+    /// The turn left the repository so that no attempt could begin in it.
+    Unfit {
+        /// In what way, for a person.
+        why: String,
+    },
     /// Another terminal stands in the row.
     VerdictLost {
         /// Which; `None` where there is no row.
@@ -132,6 +137,7 @@ impl Cause {
             Self::TooLarge { .. } => "too_large",
             Self::FilterUnsupported { .. } => "filter_unsupported",
             Self::Unstorable { .. } => "unstorable",
+            Self::Unfit { .. } => "unfit",
             Self::VerdictLost { .. } => "verdict_lost",
             Self::Discarded => "discarded",
         }
@@ -152,7 +158,8 @@ impl Cause {
             | Self::Unignored { .. }
             | Self::TooLarge { .. }
             | Self::FilterUnsupported { .. }
-            | Self::Unstorable { .. } => ErrorCode::Policy,
+            | Self::Unstorable { .. }
+            | Self::Unfit { .. } => ErrorCode::Policy,
             Self::VerdictLost { .. } => ErrorCode::Reconciled,
             Self::Discarded => ErrorCode::Quarantined,
         }
@@ -178,6 +185,7 @@ impl Cause {
             | Self::TooLarge { .. }
             | Self::FilterUnsupported { .. }
             | Self::Unstorable { .. }
+            | Self::Unfit { .. }
             | Self::Discarded => Some(TerminalStatus::Failed),
         }
     }
@@ -192,10 +200,19 @@ impl Cause {
             | Self::Unignored { .. }
             | Self::TooLarge { .. }
             | Self::FilterUnsupported { .. }
-            | Self::Unstorable { .. } => 11,
+            | Self::Unstorable { .. }
+            | Self::Unfit { .. } => 11,
             Self::TurnTimeout | Self::SettleBy => 12,
             Self::Cancelled | Self::VerdictLost { .. } | Self::Discarded => 13,
             Self::NotStarted | Self::Interrupted | Self::Crashed | Self::Redelivered => 14,
+        }
+    }
+
+    /// More about it, for a person.
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Unfit { why } => Some(why),
+            _ => None,
         }
     }
 

@@ -40,5 +40,6 @@ mod shown;
 mod support;
 mod tidy;
 mod traces;
+mod unfit;
 mod verdict;
 mod watched;

@@ -42,6 +42,12 @@ pub(super) fn other_refs(refs: &Refs) -> Result<Vec<(RefName, Oid)>, Failure> {
     Ok(all)
 }
 
+/// git's `true` (`git-config(1)`, "Values").
+fn is_true(value: &str) -> bool {
+    matches!(value.to_ascii_lowercase().as_str(), "true" | "yes" | "on")
+        || value.parse::<i64>().is_ok_and(|number| number != 0)
+}
+
 /// A change of the git directory, in words.
 fn words(change: &GitChange) -> String {
     match &change.change {
@@ -74,13 +80,36 @@ impl Driver<'_> {
             .map_err(|error| Stop::damaged(error.to_string()))
     }
 
-    /// On success: what can run programs goes back, the rest stays and is told.
-    pub(super) fn put_back_programs(&mut self) -> Result<(), Stop> {
+    /// In what way no attempt could begin after this turn, as its git directory stands.
+    pub(super) fn unfit(&mut self) -> Result<Option<String>, Stop> {
+        let (before, now) = self.guarded()?;
+        let begun = before
+            .unfinished(&now)
+            .map(|file| format!("git has begun something that is not finished ({file})"));
+        let why = begun.or_else(|| {
+            let changes = before.compare(&now);
+            let is_sparse = changes.iter().any(|change| match &change.change {
+                ChangeKind::ConfigKey { key, after, .. } => {
+                    key == "core.sparsecheckout" && after.last().is_some_and(|value| is_true(value))
+                }
+                _ => false,
+            });
+            is_sparse.then(|| "a sparse checkout (core.sparseCheckout)".to_owned())
+        });
+        self.live.git_now = Some(now);
+        Ok(why)
+    }
+
+    /// On success: what can run programs goes back, the rest stays and is told. Gives
+    /// `info/attributes`, if the turn made it another.
+    pub(super) fn put_back_programs(&mut self) -> Result<Option<Vec<u8>>, Stop> {
         let (before, now) = self.guarded()?;
         let changes = before.compare(&now);
         if changes.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
+        let info = changes.iter().find(|change| change.file.as_bytes() == b"info/attributes");
+        let info = info.map(|change| now.bytes(&change.file).unwrap_or_default().to_vec());
         let policy = self.spec.settings.on_git_change;
         let told =
             |list: &[&GitChange]| list.iter().map(|c| words(c)).collect::<Vec<_>>().join(", ");
@@ -114,7 +143,7 @@ impl Driver<'_> {
                 ),
             );
         }
-        Ok(())
+        Ok(info)
     }
 
     /// On rollback: everything that the turn changed goes back.
@@ -131,12 +160,10 @@ impl Driver<'_> {
             .unsettled(None)?
             .iter()
             .any(|attempt| attempt.workspace.id != self.session.workspace.id());
-        if others || self.spec.settings.on_git_change == OnGitChange::Allow {
-            self.record
-                .warn("git_changed", format!("the git directory changed, and stays so: {list}"));
-            return Ok(());
-        }
-        let done = putback::put_back(&self.session.workspace, &before, &now, What::All)
+        let all = !others && self.spec.settings.on_git_change != OnGitChange::Allow;
+        // What was begun in this work tree is nobody else's, and would keep every later run out.
+        let what = if all { What::All } else { What::OperationsOnly };
+        let done = putback::put_back(&self.session.workspace, &before, &now, what)
             .map_err(Failure::io("putting the git directory back"))?;
         if let Some((file, why)) = done.blocked.first() {
             return Err(Stop::Quarantine(QuarantineReason::RestoreBlocked {
@@ -144,7 +171,13 @@ impl Driver<'_> {
                 why: format!("{file} in the git directory cannot be put back: {why:?}"),
             }));
         }
-        self.record.warn("git_change_undone", format!("the git directory was put back: {list}"));
+        if all {
+            self.record
+                .warn("git_change_undone", format!("the git directory was put back: {list}"));
+        } else {
+            self.record
+                .warn("git_changed", format!("the git directory changed, and stays so: {list}"));
+        }
         Ok(())
     }
 

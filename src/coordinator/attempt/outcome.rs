@@ -206,6 +206,7 @@ impl Outcome {
                 document.reason = Some(cause.reason().to_owned());
                 document.error_code = Some(cause.error_code());
                 document.paths = cause.paths();
+                document.detail = cause.detail().map(str::to_owned);
             }
             TxState::Released { reason } => {
                 document.outcome = OutcomeWord::Quarantined;
@@ -268,6 +269,7 @@ mod tests {
             Cause::TooLarge { paths: Vec::new() },
             Cause::FilterUnsupported { paths: Vec::new() },
             Cause::Unstorable { paths: Vec::new() },
+            Cause::Unfit { why: String::new() },
             Cause::VerdictLost { standing: None },
             Cause::Discarded,
         ];

@@ -1,5 +1,5 @@
 //! What a successful turn may not leave behind: secrets un-ignored, more than the limits, what git
-//! cannot store, filters that worktx does not run.
+//! cannot store, filters that worktx does not run, a repository in which no attempt could begin.
 //!
 //! # Limitations
 //! Policies look at paths and sizes, never at the meaning of bytes: that is the post-check's.
@@ -28,6 +28,7 @@ pub(super) struct Verdicts<'a> {
     too_large: Vec<RepoPath>,
     filtered: Vec<RepoPath>,
     unstorable: Vec<BlockedPath>,
+    unfit: Option<String>,
     bytes: u64,
     files: u64,
 }
@@ -41,6 +42,7 @@ impl<'a> Verdicts<'a> {
             too_large: Vec::new(),
             filtered: Vec::new(),
             unstorable: Vec::new(),
+            unfit: None,
             bytes: 0,
             files: 0,
         }
@@ -75,8 +77,21 @@ impl<'a> Verdicts<'a> {
         }
     }
 
+    /// No attempt could begin in what would be committed.
+    pub(super) fn unfit(&mut self, why: &str) {
+        self.unfit.get_or_insert_with(|| why.to_owned());
+    }
+
+    /// A filter, or the like, that the turn put a path under.
+    pub(super) fn filtered(&mut self, path: &RepoPath) {
+        push(&mut self.filtered, path);
+    }
+
     /// Why the turn is rolled back, if it is.
     pub(super) fn cause(self) -> Option<Cause> {
+        if let Some(why) = self.unfit {
+            return Some(Cause::Unfit { why });
+        }
         if !self.unignored.is_empty() {
             return Some(Cause::Unignored { paths: self.unignored });
         }
@@ -119,6 +134,10 @@ pub(super) fn judge_changes(
         if found.kind == Kind::File {
             verdicts.size(&change.path, found.stat.size, true);
         }
+        // No base has one: submodules are refused.
+        if change.path.as_bytes() == b".gitmodules" {
+            verdicts.unfit("a list of submodules (.gitmodules)");
+        }
         if change.path.as_bytes().len() >= PATH_MAX {
             verdicts.unstorable(&change.path, "git cannot open a path as long as this");
         }
@@ -147,6 +166,6 @@ pub(super) fn judge_attributes(
         .filter(|c| c.after.as_ref().is_some_and(|found| found.kind == Kind::File))
         .map(|c| &c.path);
     for (path, _) in attributes.unsupported(files) {
-        push(&mut verdicts.filtered, &path);
+        verdicts.filtered(&path);
     }
 }

@@ -28,11 +28,12 @@ use crate::git::config::attributes::{Attributes, CapturedAttributes};
 use crate::git::config::convert::{AutoCrlf, Conversions};
 use crate::git::index::known::IndexDigest;
 use crate::git::index::{self, Index};
+use crate::git::manifest::snapshot::Snapshot;
 use crate::git::objects::ahead;
 use crate::git::objects::pack::PackWriter;
 use crate::git::objects::tree::{self, Signature};
 use crate::git::scan::rules::{Source, View};
-use crate::git::scan::{self, NewDirectories, ScanError};
+use crate::git::scan::{self, NewDirectories, Scan, ScanError};
 use crate::tx::cause::{Cause, QuarantineReason};
 use crate::tx::entry::{Change, Entry, GIT_SYMLINK, Kind};
 use crate::tx::id::{Oid, Pin};
@@ -83,7 +84,10 @@ impl Driver<'_> {
         adopted: bool,
     ) -> Result<(), Stop> {
         self.live.laps.enter(Phase::Seal);
-        self.put_back_programs()?;
+        if let Some(why) = self.unfit()? {
+            return self.reject_turn(Cause::Unfit { why }, turn, death, adopted);
+        }
+        let new_attributes = self.put_back_programs()?;
         self.make_durable(tip)?;
         let sealed_head = tip.unwrap_or(self.spec.base);
         let turn_index = self.read_turn_index()?;
@@ -131,6 +135,9 @@ impl Driver<'_> {
         .map_err(Failure::other("reading the attributes of the tree"))?;
         let mut converter = Conversions::new(attributes, AutoCrlf::of(&self.spec.git));
         policy::judge_attributes(&scan.changes, converter.attributes(), &mut verdicts);
+        if let Some(info) = new_attributes {
+            self.judge_info(info, &snapshot, &scan, &mut verdicts)?;
+        }
         if let Some(cause) = verdicts.cause() {
             return self.reject_turn(cause, turn, death, adopted);
         }
@@ -240,6 +247,29 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Judges every file by an `info/attributes` that the turn wrote: it stays, and holds for what the
+    /// turn did not touch too.
+    fn judge_info(
+        &self,
+        info: Vec<u8>,
+        snapshot: &Snapshot,
+        scan: &Scan,
+        verdicts: &mut Verdicts<'_>,
+    ) -> Result<(), Stop> {
+        let captured = CapturedAttributes { info, ..CapturedAttributes::of(&self.spec.git) };
+        let mut attributes = Attributes::of_tree(&captured, &self.session.root, &scan.attributes)
+            .map_err(Failure::other("reading the attributes of the tree"))?;
+        if attributes.may_refuse() {
+            let files = snapshot.iter().filter(|(_, child)| child.kind() == Kind::File);
+            let files: Vec<RepoPath> = files.map(|(path, _)| path).collect();
+            for (path, _) in attributes.unsupported(&files) {
+                verdicts.filtered(&path);
+            }
+            policy::judge_attributes(&scan.changes, &mut attributes, verdicts);
+        }
+        Ok(())
+    }
+
     /// Files that would be committed and that their own owner may not read.
     fn closed_files(&self, changes: &[Change]) -> Vec<RepoPath> {
         let closed = |change: &&Change| {
@@ -263,8 +293,9 @@ impl Driver<'_> {
         adopted: bool,
     ) -> Result<(), Stop> {
         if adopted {
-            let paths: Vec<String> = cause.paths().iter().map(ToString::to_string).collect();
-            let why = format!("{} {}", cause.reason(), paths.join(", "));
+            let mut more: Vec<String> = cause.paths().iter().map(ToString::to_string).collect();
+            more.extend(cause.detail().map(str::to_owned));
+            let why = format!("{} {}", cause.reason(), more.join(", "));
             return Err(Stop::Quarantine(QuarantineReason::AdoptFailed {
                 why: why.trim_end().to_owned(),
             }));

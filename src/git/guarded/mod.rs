@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -137,6 +138,8 @@ pub enum ChangeKind {
     Info,
     /// A linked work tree came or went.
     Worktree,
+    /// A merge, a rebase, or whatever else git has begun and not ended.
+    Operation,
     /// `shallow`, `commondir`, `gitdir`.
     Other,
 }
@@ -158,7 +161,7 @@ impl GitChange {
             ChangeKind::ConfigKey { runs_program, .. } => *runs_program,
             ChangeKind::ConfigFile | ChangeKind::Hook | ChangeKind::Alternates => true,
             ChangeKind::Other => self.file.as_bytes() != b"shallow",
-            ChangeKind::Info | ChangeKind::Worktree => false,
+            ChangeKind::Info | ChangeKind::Worktree | ChangeKind::Operation => false,
         }
     }
 }
@@ -183,6 +186,13 @@ impl Snapshot {
             let own = own.to_string_lossy();
             let names = ["config.worktree", "commondir", "gitdir"].into_iter().chain(INFO);
             roots.extend(names.filter_map(|name| RepoPath::new(format!("{own}/{name}")).ok()));
+        }
+        if let Ok(list) = std::fs::read_dir(workspace.git_dir()) {
+            let own = workspace.git_dir().strip_prefix(common).unwrap_or(Path::new(""));
+            let names = list.flatten().map(|entry| entry.file_name());
+            let begun = names.filter(|name| OPERATION.iter().any(|known| name == known));
+            let path = |name| RepoPath::new(own.join(name).as_os_str().as_bytes()).ok();
+            roots.extend(begun.filter_map(path));
         }
         let folder = hooks_path.and_then(|path| path.strip_prefix(common).ok());
         if let Some(folder) =
@@ -220,6 +230,7 @@ impl Snapshot {
                 Class::Hook => ChangeKind::Hook,
                 Class::Alternates => ChangeKind::Alternates,
                 Class::Info => ChangeKind::Info,
+                Class::Operation => ChangeKind::Operation,
                 Class::Other => ChangeKind::Other,
             };
             changes.push(GitChange { file: file.clone(), change });
@@ -235,6 +246,28 @@ impl Snapshot {
         changes
     }
 
+    /// The bytes of a file, if it is one and they are kept.
+    pub fn bytes(&self, path: &RepoPath) -> Option<&[u8]> {
+        self.files.get(path)?.bytes()
+    }
+
+    /// The operation that was begun since and not ended, by the file that says so.
+    pub fn unfinished<'a>(&self, now: &'a Self) -> Option<&'a RepoPath> {
+        const SAY_SO: [&[u8]; 7] = [
+            b"rebase-merge",
+            b"rebase-apply",
+            b"MERGE_HEAD",
+            b"CHERRY_PICK_HEAD",
+            b"REVERT_HEAD",
+            b"BISECT_LOG",
+            b"sequencer",
+        ];
+        let begun = |path: &&RepoPath| is_of_operation(path) && !self.files.contains_key(*path);
+        let mut begun: Vec<&RepoPath> = now.files.keys().filter(begun).collect();
+        begun.retain(|path| SAY_SO.contains(&path.name()));
+        begun.into_iter().min_by_key(|path| SAY_SO.iter().position(|name| *name == path.name()))
+    }
+
     /// The paths of both snapshots, each once.
     pub(super) fn paths_with<'a>(&'a self, now: &'a Self) -> impl Iterator<Item = &'a RepoPath> {
         let new = now.files.keys().filter(|path| !self.files.contains_key(*path));
@@ -246,6 +279,28 @@ impl Snapshot {
 /// the background, begun before the turn by a plain `git commit`, writes `info/refs` at any time.
 const INFO: [&str; 4] = ["info/attributes", "info/exclude", "info/grafts", "info/sparse-checkout"];
 
+/// What git keeps of an operation that it has not ended (`gitrepository-layout(5)`, and the
+/// `sequencer.c` and `branch.c` of git): of this work tree, beside its `HEAD`.
+const OPERATION: [&str; 17] = [
+    "MERGE_HEAD",
+    "MERGE_MODE",
+    "MERGE_MSG",
+    "MERGE_RR",
+    "AUTO_MERGE",
+    "SQUASH_MSG",
+    "CHERRY_PICK_HEAD",
+    "REVERT_HEAD",
+    "BISECT_LOG",
+    "BISECT_START",
+    "BISECT_TERMS",
+    "BISECT_NAMES",
+    "BISECT_EXPECTED_REV",
+    "BISECT_FIRST_PARENT",
+    "rebase-merge",
+    "rebase-apply",
+    "sequencer",
+];
+
 /// What a guarded path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
@@ -253,6 +308,7 @@ pub(super) enum Class {
     Hook,
     Alternates,
     Info,
+    Operation,
     Other,
 }
 
@@ -264,8 +320,17 @@ pub(super) fn class(path: &RepoPath, hook_folders: &[RepoPath]) -> Class {
         _ if path.is_at_or_beneath(b"objects") => Class::Alternates,
         _ if path.parts().any(|part| part == b"info") => Class::Info,
         b"config" | b"config.worktree" => Class::Config,
+        _ if is_of_operation(path) => Class::Operation,
         _ => Class::Other,
     }
+}
+
+/// Of this work tree's git directory: the common one, or `worktrees/NAME` in it.
+fn is_of_operation(path: &RepoPath) -> bool {
+    let mut parts = path.parts();
+    let first = parts.next();
+    let name = if first == Some(b"worktrees") { parts.nth(1) } else { first };
+    name.is_some_and(|name| OPERATION.iter().any(|known| known.as_bytes() == name))
 }
 
 /// The values of each key, in order.
@@ -365,6 +430,10 @@ impl Look {
         match found {
             None => Ok(()),
             Some(Content::Directory) if is_folder(path, depth) => {
+                if is_of_operation(path) {
+                    // By being there it says that something was begun.
+                    self.snapshot.files.insert(path.clone(), Content::Directory);
+                }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let fd = beneath(&self.dir, path, flags)?;
                 let mut names = Vec::new();

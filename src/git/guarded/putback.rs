@@ -39,6 +39,9 @@ pub enum What {
     All,
     /// Hooks, alternates, redirections, and configuration keys that can run programs.
     ProgramsOnly,
+    /// What git keeps of operations that it has not ended: of one work tree, whoever else is at work
+    /// in the repository.
+    OperationsOnly,
 }
 
 /// Why a file was left as it is.
@@ -120,8 +123,10 @@ impl Target {
 fn target(path: &RepoPath, before: &Snapshot, at_seal: &Snapshot, what: What) -> Target {
     let old = before.files.get(path);
     match (what, class(path, &before.hook_folders)) {
-        (What::All, _) | (_, Class::Hook | Class::Alternates) => Target::of(old),
-        (_, Class::Info) => Target::Leave,
+        (What::All, _) | (What::OperationsOnly, Class::Operation) => Target::of(old),
+        (What::OperationsOnly, _) => Target::Leave,
+        (_, Class::Hook | Class::Alternates) => Target::of(old),
+        (_, Class::Info | Class::Operation) => Target::Leave,
         (_, Class::Other) if path.as_bytes() == b"shallow" => Target::Leave,
         (_, Class::Other) => Target::of(old),
         (_, Class::Config) => config(old, at_seal.files.get(path)),
