@@ -172,8 +172,20 @@ fn a_repository_within_that_a_turn_takes_away_is_told() {
         repo.write("nest/w", "work\n");
         repo.git(&["init", "-q", "nest"]);
     });
-    let document = lab.repo.run(JOB, "rm -rf nest; exit 3").exits(10).json();
-    assert_eq!(document["warnings"][0]["code"], "nested_gone", "{document}");
-    assert!(document["warnings"][0]["message"].to_string().contains("nest"), "{document}");
-    assert_eq!(document["warnings"].as_array().map(Vec::len), Some(1));
+    let keep = lab.repo.outside().join("nest");
+    for (turn, code) in [("rm -rf nest; exit 3", 10), ("rm -rf nest", 0)] {
+        let copy = |from: &std::path::Path, to: &std::path::Path| {
+            lab.repo.finish(lab.repo.command("cp").arg("-a").args([from, to])).exits(0);
+        };
+        if code == 10 {
+            copy(&lab.repo.path("nest"), &keep);
+        } else {
+            copy(&keep, &lab.repo.path("nest"));
+        }
+        let document = lab.repo.run(&[], turn).exits(code).json();
+        assert_eq!(document["warnings"][0]["code"], "nested_gone", "{document}");
+        assert!(document["warnings"][0]["message"].to_string().contains("nest"), "{document}");
+        assert_eq!(document["warnings"].as_array().map(Vec::len), Some(1));
+        assert_eq!(document["changes"]["deleted"].as_u64().unwrap_or_default(), 0);
+    }
 }

@@ -37,6 +37,7 @@ pub(super) struct Made {
     pub(super) counts: ChangeCounts,
     pub(super) untracked_changed: Vec<RepoPath>,
     pub(super) left: Vec<RepoPath>,
+    pub(super) gone: Vec<RepoPath>,
 }
 
 fn unstable(path: &RepoPath) -> Stop {
@@ -67,8 +68,10 @@ impl Driver<'_> {
             if tracked.is_some() {
                 made.edits.insert(path.clone(), None);
             }
-            if before.as_ref().is_some_and(|entry| entry.kind != Kind::Directory) {
-                made.counts.deleted += 1;
+            match before.as_ref().map(|entry| entry.kind) {
+                Some(Kind::NestedRepository) => made.gone.push(path.clone()),
+                None | Some(Kind::Directory) => {}
+                Some(_) => made.counts.deleted += 1,
             }
             made.entries.push((path, None));
             return Ok(());

@@ -201,6 +201,7 @@ impl Driver<'_> {
                 format!("{path} was untracked before; the turn changed it, so it is committed"),
             );
         }
+        made.gone.iter().for_each(|path| self.warn_of_gone(path));
         for path in &made.left {
             self.record.warn(
                 "not_committed",

@@ -157,7 +157,10 @@ impl Driver<'_> {
             let folder = self.session.place.spill(&self.key);
             self.record.warn(
                 "spilled",
-                format!("what was too large to be pinned was moved to {}", folder.display()),
+                format!(
+                    "what no pin holds (too large, or a repository of its own) was moved to {}",
+                    folder.display()
+                ),
             );
         }
         self.report_other_refs();
@@ -287,12 +290,7 @@ impl Driver<'_> {
             let text = format!("a file system is mounted on {path}, and is left as it is");
             self.record.warn("mount_left", text);
         }
-        for path in &plan.gone {
-            let text = format!(
-                "{path} was a repository of its own, which no attempt looks into: the turn took it away, and it is not brought back"
-            );
-            self.record.warn("nested_gone", text);
-        }
+        plan.gone.iter().for_each(|path| self.warn_of_gone(path));
         if plan.steps.is_empty() && plan.blocked.is_empty() && !self.has_temporary() {
             restore::sync_same(self.session.root.handle(), &plan)
                 .map_err(|error| restore_stop(&error))?;
@@ -368,6 +366,14 @@ impl Driver<'_> {
             return Err(Stop::Quarantine(QuarantineReason::RestoreBlocked { paths, why }));
         }
         Ok(report)
+    }
+
+    /// A repository of its own that stood in the tree at open, where no attempt looks.
+    pub(super) fn warn_of_gone(&mut self, path: &RepoPath) {
+        self.record.warn(
+            "nested_gone",
+            format!("{path} was a repository of its own, which no attempt looks into: the command took it away, and it is not brought back"),
+        );
     }
 
     fn has_temporary(&self) -> bool {
