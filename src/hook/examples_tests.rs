@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -226,4 +227,44 @@ fn python_checks_syntax_and_tests() {
     assert_eq!(left.len(), 1, "no bytecode is left: {left:?}");
     assert!(!tree.root().join(".pytest_cache").exists());
     suite(2).fails("python", "tests failed");
+}
+
+/// The script that the page begins with; what runs the project's own tests is left out.
+fn of_the_page() -> String {
+    let page = include_str!("../../docs/hook-contract.md");
+    let (_, rest) = page.split_once("```sh\n").expect("the page has a script");
+    let (script, _) = rest.split_once("```").expect("it ends");
+    assert!(script.contains("\nmake test\n"), "{script}");
+    script.replace("\nmake test\n", "\n")
+}
+
+#[test]
+fn the_one_of_the_page_refuses_what_it_says() {
+    let marked = "DO NOT COMMIT\n";
+    let run = |tree: Tree| {
+        let path = tree.dir.path().join("of-the-page");
+        fs::write(&path, of_the_page()).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        tree.run(path.to_str().expect("text"))
+    };
+    let passes = |tree: Tree| {
+        let (code, text) = run(tree);
+        assert_eq!(code, Some(0), "{text}");
+    };
+    let fails = |tree: Tree, said: &str| {
+        let (code, text) = run(tree);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(said), "{said:?} is not in {text}");
+    };
+    passes(Tree::new());
+    passes(Tree::new().with("a b", "x\n").without("gone"));
+    fails(Tree::new().with("n", marked), "take the marked lines out:\nn");
+    // grep fails for a path that is gone, whether it found something in the others or not.
+    fails(Tree::new().without("gone").with("-n a", marked), "-n a");
+    // More than one batch, and the last one finds nothing.
+    let mut tree = Tree::new().with("first", marked);
+    for number in 0..3_000 {
+        tree = tree.without(&format!("{}/{number}", "a folder with a long name ".repeat(4)));
+    }
+    fails(tree, "first");
 }
