@@ -43,3 +43,4 @@ mod traces;
 mod unfit;
 mod verdict;
 mod watched;
+mod words;

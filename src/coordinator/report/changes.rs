@@ -17,6 +17,7 @@ use crate::coordinator::spec::AttemptSpec;
 use crate::git::objects::patch::{self, PatchError};
 use crate::git::objects::store::{Store, TreeChange};
 use crate::git::refs::branch::{self, BranchError};
+use crate::git::workspace::judge;
 use crate::tx::id::{AttemptKey, Oid};
 use crate::tx::record::AttemptRecord;
 use crate::tx::state::TxState;
@@ -111,6 +112,8 @@ pub fn restore(
     number: Option<u32>,
     name: Option<&str>,
 ) -> Result<RestoreDocument, Failure> {
+    judge::trusted(&context.workspace, &context.git_env())
+        .map_err(|refusals| Failure::Refused { refusals, warnings: Vec::new() })?;
     let ledger = context.need_ledger()?;
     let execution = ledger.resolve(id)?;
     let has_work =

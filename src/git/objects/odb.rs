@@ -241,8 +241,10 @@ fn last_error() -> String {
 }
 
 /// Sets libgit2's process-wide switches, once: every read is checked against its id, what is made
-/// must be sound, what is written is synced, and no configuration of system or user is read by
-/// itself (the captured one is what counts).
+/// must be sound, what is written is synced, no configuration of system or user is read by itself
+/// (the captured one is what counts), and whose the repository is is judged by
+/// [`crate::git::workspace::judge`] alone: libgit2 would ask for a `safe.directory` that it cannot
+/// read.
 ///
 /// Whoever opens a `git2::Repository` calls this first.
 pub fn set_up_library() {
@@ -267,6 +269,7 @@ pub fn set_up_library() {
             ] {
                 let _ = git2::opts::set_search_path(level, "");
             }
+            let _ = git2::opts::set_verify_owner_validation(false);
         }
     });
 }

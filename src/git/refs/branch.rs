@@ -2,10 +2,11 @@
 //!
 //! # Limitations
 //! libgit2 writes it: no hook runs, and a power cut right after may lose it. The ref that it was
-//! made from stays.
+//! made from stays. Whose the repository is has been judged before.
 
 use std::path::Path;
 
+use crate::git::objects::odb::set_up_library;
 use crate::tx::id::{Oid, RefName};
 
 /// A branch could not be made.
@@ -39,6 +40,7 @@ pub fn create(common_dir: &Path, name: &str, commit: Oid) -> Result<RefName, Bra
     if name.starts_with('-') || name == "HEAD" || !git2::Reference::is_valid_name(&full) {
         return Err(BranchError::Name { name: name.to_owned() });
     }
+    set_up_library();
     let make = || {
         let flags = git2::RepositoryOpenFlags::NO_SEARCH | git2::RepositoryOpenFlags::NO_DOTGIT;
         let none: [&Path; 0] = [];

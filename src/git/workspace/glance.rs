@@ -7,9 +7,9 @@
 
 use std::path::Path;
 
-use crate::tx::path::RepoPath;
-
+use crate::git::objects::odb::set_up_library;
 use crate::git::workspace::Workspace;
+use crate::tx::path::RepoPath;
 
 /// What differs in the tracked content, and what is untracked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,7 @@ pub fn would_show(workspace: &Workspace, relative: &Path) -> Result<bool, git2::
 }
 
 fn open(workspace: &Workspace) -> Result<git2::Repository, git2::Error> {
+    set_up_library();
     let none: [&Path; 0] = [];
     git2::Repository::open_ext(workspace.root(), git2::RepositoryOpenFlags::NO_SEARCH, none)
 }

@@ -99,6 +99,11 @@ pub fn readable(workspace: &Workspace, env: &GitEnv) -> Result<Store, Vec<Refusa
     store.ok().filter(|_| refusals.is_empty()).ok_or(refusals)
 }
 
+/// Whether the repository is one that this user may trust, of a form that is known here.
+pub fn trusted(workspace: &Workspace, env: &GitEnv) -> Result<(), Vec<Refusal>> {
+    readable_config(workspace, env).map(drop)
+}
+
 fn readable_config(workspace: &Workspace, env: &GitEnv) -> Result<GitConfig, Vec<Refusal>> {
     let mut refusals = Vec::new();
     let config = read_config(workspace, env).map_err(|refusal| vec![refusal])?;
