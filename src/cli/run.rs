@@ -2,6 +2,8 @@
 //!
 //! # Limitations
 //! With `--json` the document is the only thing on standard output; talk goes to standard error.
+//! A standard output that was closed before the start is `/dev/null` by now: nobody is told that
+//! the document went nowhere.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use super::args::{Global, OnDirtyArg, RunArgs, VerifyArg};
 use super::progress::Spinner;
-use super::style::Style;
+use super::style::{Style, neutral};
 use super::{error, output, render};
 use crate::base::handover::hand_over;
 use crate::config::{Flags, value};
@@ -35,19 +37,15 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
     match request(global, args, id.clone()).and_then(|request| begin::run(&request)) {
         Ok(outcome) => {
             leave(file.as_deref(), &outcome);
-            if json {
-                output::json(&outcome)?;
-            }
             output::say(&render::outcome(style, &outcome));
+            print(json, style, &outcome);
             Ok(outcome.exit_code())
         }
         Err(failure) if json || file.is_some() => {
             output::say(&error::report(style, &failure));
             let outcome = failed(&failure, id, &root);
             leave(file.as_deref(), &outcome);
-            if json {
-                output::json(&outcome)?;
-            }
+            print(json, style, &outcome);
             Ok(error::reason(&failure).2)
         }
         Err(failure) => Err(failure),
@@ -63,6 +61,15 @@ fn leave(file: Option<&Path>, outcome: &Outcome) {
     if let Err(error) = written {
         let file = file.display();
         output::say(&format!("warning: the outcome could not be written to {file}: {error}\n"));
+    }
+}
+
+/// Prints the document. What is done is done, and has been said: that the document cannot be
+/// printed changes no outcome.
+fn print(json: bool, style: Style, outcome: &Outcome) {
+    if json && let Err(failure) = output::json(outcome) {
+        let why = neutral(&error::sentence(&failure));
+        output::say(&format!("{} the outcome stands: {why}\n", style.notice("warning:")));
     }
 }
 

@@ -33,3 +33,25 @@ fn a_repository_of_another_user_is_used_once_it_is_said_to_be_safe() {
     assert_eq!(repo.git(&["show", "worktx/restored-job-1:x"]), "x");
     repo.run(&[], "echo y > y").exits(0);
 }
+
+#[test]
+fn an_outcome_that_cannot_be_printed_stands() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("opened");
+    for (script, code, word) in [
+        ("echo x > x", 0, "committed"),
+        ("echo x > x; exit 1", 10, "rolled back"),
+        ("git symbolic-ref HEAD refs/heads/else", 20, "quarantined"),
+    ] {
+        let repo = Repo::new();
+        let mut command = repo.run_command(&[], script);
+        let output = command.stdout(full()).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(&format!("worktx: {word}")), "{said}");
+        assert!(said.contains("warning: the outcome stands: writing to standard output"), "{said}");
+    }
+    let repo = Repo::new();
+    repo.write("README.md", "changed\n");
+    let output = repo.run_command(&[], "true").stdout(full()).output().expect("it starts");
+    assert_eq!(output.status.code(), Some(21), "{}", String::from_utf8_lossy(&output.stderr));
+}
