@@ -3,6 +3,8 @@
 //! # Limitations
 //! The paths stand beside the sentence, not in it.
 
+use super::error;
+use crate::coordinator::error::Failure;
 use crate::coordinator::report::documents::RefusalDocument;
 use crate::git::workspace::refusal::{Operation, Refusal};
 
@@ -14,6 +16,16 @@ pub fn document(refusal: &Refusal) -> RefusalDocument {
         message,
         hint,
         paths: refusal.paths().to_vec(),
+    }
+}
+
+/// What ends a run before it can be refused, as a document.
+pub fn unusable(failure: &Failure) -> RefusalDocument {
+    RefusalDocument {
+        reason: error::reason(failure).0.to_owned(),
+        message: error::sentence(failure),
+        hint: error::hint(failure),
+        paths: Vec::new(),
     }
 }
 

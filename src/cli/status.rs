@@ -15,6 +15,7 @@ pub(super) fn run(global: &Global, args: &ReaderArgs) -> Result<u8, Failure> {
     let standing = status::status(&context(global)?)?;
     let mut document = standing.document;
     document.refusals = standing.refusals.iter().map(refusal::document).collect();
+    document.refusals.extend(standing.post_check.map(|error| refusal::unusable(&error.into())));
     document.warnings.extend(standing.warnings.iter().map(words::warning));
     if args.json {
         output::json(&document)?;

@@ -55,3 +55,53 @@ fn an_outcome_that_cannot_be_printed_stands() {
     let output = repo.run_command(&[], "true").stdout(full()).output().expect("it starts");
     assert_eq!(output.status.code(), Some(21), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+fn doctors(repo: &Repo, code: i32, name: &str) -> String {
+    let document = repo.call(&["doctor", "--json"]).exits(code).json();
+    fits("doctor", &document);
+    let checks = document["checks"].as_array().expect("a list").clone();
+    let found = checks.iter().find(|check| check["name"] == name).expect(name);
+    format!("{} {} {}", found["level"], found["detail"], found["hint"])
+}
+
+#[test]
+fn a_post_check_that_cannot_be_used_is_foretold() {
+    let repo = Repo::new();
+    assert!(doctors(&repo, 0, "post-check").starts_with("\"ok\""));
+    repo.settings("[post_check]\npath = \"/nonexistent\"\n");
+    let status = repo.call(&["status", "--json"]).exits(0).json();
+    fits("status", &status);
+    assert_eq!(status["can_be_base"], false);
+    assert_eq!(status["refusals"][0]["reason"], "post_check_unusable");
+    let text = repo.call(&["status"]).exits(0).stdout;
+    assert!(text.contains("not ready") && text.contains("/nonexistent"), "{text}");
+    let found = doctors(&repo, 1, "post-check");
+    assert!(found.starts_with("\"problem\"") && found.contains("/nonexistent"), "{found}");
+    let ran = repo.run(&[], "true").exits(1);
+    assert_eq!(ran.json()["reason"], "post_check_unusable");
+}
+
+#[test]
+fn a_broken_git_directory_is_a_finding() {
+    let repo = Repo::new();
+    fs::write(repo.path(".git/index"), "junk").expect("written");
+    let found = doctors(&repo, 1, "index");
+    assert!(found.contains("problem") && found.contains("does not follow"), "{found}");
+    let repo = Repo::new();
+    fs::write(repo.path(".git/HEAD"), "zzz\n").expect("written");
+    let found = doctors(&repo, 1, "HEAD");
+    assert!(found.contains("zzz") && !found.contains("first commit"), "{found}");
+}
+
+#[test]
+fn a_split_index_is_foretold_as_run_refuses_it() {
+    let repo = Repo::new();
+    repo.git(&["update-index", "--split-index"]);
+    let status = repo.call(&["status", "--json"]).exits(0).json();
+    let ran = repo.run(&[], "true").exits(21);
+    assert_eq!(status["refusals"][0]["reason"], ran.json()["reason"]);
+    assert_eq!(status["refusals"][0]["reason"], "split_index");
+    let hint = status["refusals"][0]["hint"].as_str().expect("text");
+    repo.finish(repo.command("sh").args(["-c", hint])).exits(0);
+    repo.run(&[], "echo x > x").exits(0);
+}

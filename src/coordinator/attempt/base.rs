@@ -286,11 +286,7 @@ fn judge_index(
         None => Ok(Index::empty()),
         Some(bytes) => Index::parse(bytes),
     };
-    let index = index.map_err(|error| match error {
-        IndexError::Split => refused(vec![Refusal::SplitIndex]),
-        IndexError::Sparse => refused(vec![Refusal::SparseIndex]),
-        other => refused(vec![Refusal::Damaged { why: chain(&other) }]),
-    })?;
+    let index = index.map_err(|error| refused(vec![unreadable(&error)]))?;
     let conflicts = index.conflicts();
     if !conflicts.is_empty() {
         return Err(refused(vec![Refusal::ConflictedIndex { paths: conflicts }]));
@@ -323,6 +319,15 @@ fn judge_index(
         refusals.push(Refusal::Submodules { paths: submodules });
     }
     Ok(FoundIndex { digest, meaning, is_plain })
+}
+
+/// What an index that cannot be read is to a base.
+pub(in crate::coordinator) fn unreadable(error: &IndexError) -> Refusal {
+    match error {
+        IndexError::Split => Refusal::SplitIndex,
+        IndexError::Sparse => Refusal::SparseIndex,
+        other => Refusal::Damaged { why: chain(other) },
+    }
 }
 
 /// The submodules of a base: links to commits, and a list of them. Where nothing is staged, the

@@ -15,15 +15,18 @@ use crate::coordinator::context::Context;
 use crate::coordinator::init::{classify, hooks_folder};
 use crate::coordinator::report::documents::{DoctorCheck, DoctorDocument};
 use crate::coordinator::report::query::is_running;
+use crate::coordinator::report::status;
 use crate::coordinator::settle::leftovers::leftovers;
 use crate::git::config::gitconfig::GitConfig;
 use crate::git::files::root::Root;
+use crate::git::index::IndexError;
 use crate::git::objects::store::Store;
 use crate::git::refs::{Head, Refs};
 use crate::git::workspace::lockfile;
 use crate::hook::install::{self, HOOK, HooksFolder, Presence};
 use crate::journal::{Filter, Ledger};
 use crate::process;
+use crate::tx::post_check::{Capture, Origin};
 use crate::tx::record::AttemptRecord;
 use crate::tx::state::TxState;
 
@@ -321,11 +324,11 @@ fn attempts(context: &Context, ledger: &Ledger, checks: &mut Checks) {
 fn configuration(context: &Context, checks: &mut Checks) {
     let workspace = &context.workspace;
     let refs = Refs::open(workspace.git_dir(), workspace.common_dir());
-    let head = refs.ok().and_then(|refs| refs.head().ok());
+    let head = refs.and_then(|refs| refs.head());
     let (branch, commit) = match &head {
-        Some(Head::Branch(name, id)) => (Some(name.as_str()), *id),
-        Some(Head::Detached(id)) => (None, Some(*id)),
-        _ => (None, None),
+        Ok(Head::Branch(name, id)) => (Some(name.as_str()), *id),
+        Ok(Head::Detached(id)) => (None, Some(*id)),
+        Ok(Head::Other(_)) | Err(_) => (None, None),
     };
     let config = match GitConfig::capture(workspace, &context.git_env(), branch) {
         Ok(config) => config,
@@ -341,9 +344,28 @@ fn configuration(context: &Context, checks: &mut Checks) {
             checks.problem("identity", error, "git config user.email you@example.org");
         }
     }
+    let fsck = "look with: git fsck";
+    match status::read_index(workspace) {
+        Ok(_) => checks.ok("index", "can be read"),
+        Err(IndexError::Split) => {
+            checks.problem("index", "it is split", "git update-index --no-split-index");
+        }
+        Err(IndexError::Sparse) => {
+            checks.problem("index", "it is sparse", "git sparse-checkout disable");
+        }
+        Err(error) => checks.problem("index", chain(&error), fsck),
+    }
     let Some(commit) = commit else {
-        return checks.problem("HEAD", "there is no commit", "make a first commit");
+        return match head {
+            Err(error) => checks.problem("HEAD", chain(&error), fsck),
+            Ok(Head::Other(text)) => {
+                let text = format!("it names no branch and no commit: {text:?}");
+                checks.problem("HEAD", text, "git symbolic-ref HEAD refs/heads/BRANCH");
+            }
+            Ok(_) => checks.problem("HEAD", "there is no commit", "make a first commit"),
+        };
     };
+    post_check(context, commit, checks);
     let attributes = attributes(context, commit, &config);
     match attributes {
         Ok(found) if found.is_empty() => checks.ok("filters", "no filter drivers in use"),
@@ -353,6 +375,32 @@ fn configuration(context: &Context, checks: &mut Checks) {
             checks.warning("filters", found.join(", "), hint);
         }
         Err(error) => checks.problem("filters", chain(&error), "look with: git fsck"),
+    }
+}
+
+/// The post-check that the next run would capture.
+fn post_check(context: &Context, commit: crate::tx::id::Oid, checks: &mut Checks) {
+    let name = "post-check";
+    let captured = Store::open(context.workspace.common_dir())
+        .and_then(|store| store.commit(commit).map(|found| (store, found.tree)))
+        .map_err(crate::coordinator::error::Failure::from)
+        .and_then(|(store, tree)| context.settings(&store, tree))
+        .and_then(|loaded| status::on_trial(context, &loaded));
+    match captured {
+        Ok(Ok(Capture::Off | Capture::Absent)) => checks.ok(name, "there is none"),
+        Ok(Ok(Capture::Misconfigured { path, why })) => {
+            let text = format!("{} cannot run: {why}", path.display());
+            checks.warning(name, text, "worktx post-check says what would be decided");
+        }
+        Ok(Ok(Capture::Ready(ready))) => match ready.origin {
+            Origin::File { named, .. } => checks.ok(name, named.display()),
+            Origin::Command { words } => checks.ok(name, words),
+        },
+        Ok(Err(error)) => {
+            let hint = "bring it back, or name another: --post-check, --check, `[post_check]`";
+            checks.problem(name, chain(&error), hint);
+        }
+        Err(error) => checks.problem(name, chain(&error), "docs/configuration.md lists every key"),
     }
 }
 

@@ -5,6 +5,7 @@
 //! reads more, and may refuse what looks fine here. A picture of the moment.
 
 use crate::config::Loaded;
+use crate::coordinator::attempt::base::unreadable;
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
@@ -12,13 +13,15 @@ use crate::coordinator::report::documents::StatusDocument;
 use crate::coordinator::report::query::{commands, listed};
 use crate::git::config::gitconfig::NoIdentity;
 use crate::git::files::root::{Root, RootError};
+use crate::git::index::{self, Index, IndexError};
 use crate::git::objects::store::Store;
 use crate::git::refs::{Head, Refs};
+use crate::git::workspace::Workspace;
 use crate::git::workspace::glance::{glance, is_damage};
 use crate::git::workspace::judge::{BaseFacts, BaseWarning, judge};
 use crate::git::workspace::lockfile::{self, MarkerError};
 use crate::git::workspace::refusal::Refusal;
-use crate::hook::capture::{self, Request};
+use crate::hook::capture::{self, CaptureError, Request};
 use crate::tx::post_check::{Capture, Origin};
 use crate::tx::record::Warning;
 use crate::tx::settings::{OnDirty, Untracked};
@@ -30,6 +33,8 @@ pub struct Standing {
     pub document: StatusDocument,
     /// Why the next run would be refused.
     pub refusals: Vec<Refusal>,
+    /// Why it would not come that far: the post-check that is named cannot be used.
+    pub post_check: Option<CaptureError>,
     /// What git alone says that a person should know.
     pub warnings: Vec<BaseWarning>,
 }
@@ -60,6 +65,7 @@ pub fn status(context: &Context) -> Result<Standing, Failure> {
     };
     let mut refusals = Vec::new();
     let mut warnings = Vec::new();
+    let mut unusable = None;
     quarantined(context, &mut document, &mut refusals)?;
     match judge(workspace, &context.git_env(), context.own_locks()) {
         Ok(base) => {
@@ -71,7 +77,7 @@ pub fn status(context: &Context) -> Result<Standing, Failure> {
                 message: warning.message.clone(),
             }));
             content(context, &base, &loaded, &mut document, &mut refusals)?;
-            post_check(context, &loaded, &mut document)?;
+            unusable = post_check(context, &loaded, &mut document)?;
         }
         Err(found) => refusals.extend(found),
     }
@@ -81,15 +87,17 @@ pub fn status(context: &Context) -> Result<Standing, Failure> {
         Err(error) => return Err(error.into()),
     }
     let is_left = document.is_left_by_a_crash();
-    if document.busy || is_left {
+    let is_quarantined = refusals.iter().any(|r| matches!(r, Refusal::Quarantined { .. }));
+    if document.busy || is_left || is_quarantined {
         // What the tree holds now is the turn's: nobody should commit or stash it.
         let of_the_turn = |refusal: &Refusal| {
             !matches!(refusal, Refusal::ModifiedTracked { .. } | Refusal::StagedChanges { .. })
         };
         refusals.retain(of_the_turn);
     }
-    document.can_be_base = refusals.is_empty() && !document.busy && !is_left;
-    Ok(Standing { document, refusals, warnings })
+    document.can_be_base =
+        refusals.is_empty() && unusable.is_none() && !document.busy && !is_left;
+    Ok(Standing { document, refusals, post_check: unusable, warnings })
 }
 
 /// What an operator still has to decide here, and what another ledger has begun.
@@ -144,7 +152,11 @@ fn content(
     let seen = match glance(&context.workspace, untracked) {
         Ok(seen) => seen,
         Err(error) if is_damage(&error) => {
-            refusals.push(Refusal::Damaged { why: error.message().to_owned() });
+            // In the words of `run`, which reads the index without libgit2.
+            refusals.push(match read_index(&context.workspace) {
+                Err(error) => unreadable(&error),
+                Ok(_) => Refusal::Damaged { why: error.message().to_owned() },
+            });
             return Ok(());
         }
         Err(error) => return Err(Failure::other("looking at the work tree")(error)),
@@ -174,39 +186,48 @@ fn content(
     Ok(())
 }
 
-/// Which post-check would be captured; the trial copy goes to a folder that is removed again.
+/// git's index, read as `run` reads it; an empty one where there is none.
+pub(super) fn read_index(workspace: &Workspace) -> Result<Index, IndexError> {
+    match index::known::read(workspace.git_dir())? {
+        Some((bytes, _)) => Index::parse(&bytes),
+        None => Ok(Index::empty()),
+    }
+}
+
+/// Which post-check would be captured; why it cannot be, where it is one that is named.
 fn post_check(
     context: &Context,
     loaded: &Loaded,
     document: &mut StatusDocument,
-) -> Result<(), Failure> {
-    let trial = tempfile::tempdir().map_err(Failure::io("making a folder"))?;
-    let home = context.variable("HOME").map(std::path::Path::new);
-    let search_path = context.variable("PATH").unwrap_or_default();
-    let request = Request {
-        choice: &loaded.values.post_check,
-        workspace: context.workspace.root(),
-        home,
-        search_path,
-    };
-    let mut warn = |code: &str, message: String| {
-        document.warnings.push(Warning { code: code.to_owned(), message });
-    };
-    document.post_check = match capture::capture(&request, trial.path()) {
+) -> Result<Option<CaptureError>, Failure> {
+    document.post_check = match on_trial(context, loaded)? {
         Ok(Capture::Off | Capture::Absent) => None,
         Ok(Capture::Misconfigured { path, why }) => {
             let message = format!("the post-check {} cannot run: {why}", path.display());
-            warn("post_check_misconfigured", message);
+            let code = "post_check_misconfigured".to_owned();
+            document.warnings.push(Warning { code, message });
             None
         }
         Ok(Capture::Ready(ready)) => Some(match ready.origin {
             Origin::File { named, .. } => named.to_string_lossy().into_owned(),
             Origin::Command { words } => words,
         }),
-        Err(error) => {
-            warn("post_check_unusable", error.to_string());
-            None
-        }
+        Err(error) => return Ok(Some(error)),
     };
-    Ok(())
+    Ok(None)
+}
+
+/// Captures the post-check as `run` would; the copy goes to a folder that is removed again.
+pub(super) fn on_trial(
+    context: &Context,
+    loaded: &Loaded,
+) -> Result<Result<Capture, CaptureError>, Failure> {
+    let trial = tempfile::tempdir().map_err(Failure::io("making a folder"))?;
+    let request = Request {
+        choice: &loaded.values.post_check,
+        workspace: context.workspace.root(),
+        home: context.variable("HOME").map(std::path::Path::new),
+        search_path: context.variable("PATH").unwrap_or_default(),
+    };
+    Ok(capture::capture(&request, trial.path()))
 }
