@@ -6,7 +6,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::tx::cause::QuarantineReason;
 
 /// Run a command in a git work tree as a transaction: it lands whole, or it never happened.
 ///
@@ -291,7 +294,12 @@ pub struct ResolveArgs {
     #[arg(long, requires = "reason", conflicts_with = "id")]
     pub all: bool,
     /// The reason to look for
-    #[arg(long, value_name = "REASON", requires = "all")]
+    #[arg(
+        long,
+        value_name = "REASON",
+        requires = "all",
+        value_parser = PossibleValuesParser::new(QuarantineReason::WORDS)
+    )]
     pub reason: Option<String>,
     /// Your word that nobody of the turn writes any more; it is recorded
     #[arg(long)]

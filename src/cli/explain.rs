@@ -262,6 +262,7 @@ mod tests {
             Q::VerdictMismatch,
             Q::AdoptFailed { why: why() },
         ];
+        assert_eq!(reasons.iter().map(Q::as_str).collect::<Vec<_>>(), Q::WORDS);
         let unknown = words::quarantine("no such word");
         for word in reasons.iter().map(Q::as_str) {
             assert_ne!(words::quarantine(word), unknown, "{word}");

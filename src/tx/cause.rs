@@ -314,6 +314,29 @@ pub enum QuarantineReason {
 }
 
 impl QuarantineReason {
+    /// The words of all of them.
+    pub const WORDS: [&str; 19] = [
+        "interrupted",
+        "writer_unproven",
+        "promote_blocked",
+        "restore_blocked",
+        "seal_blocked",
+        "branch_moved",
+        "index_changed",
+        "foreign_lock",
+        "drift",
+        "unstable",
+        "gate_unknown",
+        "post_check_unstartable",
+        "post_check_changed",
+        "post_check_touched_git",
+        "git_changed",
+        "workspace_damaged",
+        "lock_lost",
+        "verdict_mismatch",
+        "adopt_failed",
+    ];
+
     /// `reason` of a document.
     pub const fn as_str(&self) -> &'static str {
         match self {

@@ -203,7 +203,7 @@ fn every_document_about_a_held_attempt_fits_its_schema() {
     fits("resolve", &repo.call(&["resolve", "job", "--discard", "--json"]).exits(0).json());
     fits(
         "resolve",
-        &repo.call(&["resolve", "--all", "--reason", "x", "--discard", "--json"]).json(),
+        &repo.call(&["resolve", "--all", "--reason", "drift", "--discard", "--json"]).json(),
     );
 }
 
