@@ -96,11 +96,11 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
             line!(out, "    worktx show {id}");
         }
         OutcomeWord::Unprotected => {
-            line!(
-                out,
-                "worktx: {word}: the command ran without a transaction {}",
-                style.faint(format!("({id})"))
-            );
+            let what = match outcome.reason {
+                None => "the command ran without a transaction".to_owned(),
+                Some(_) => format!("{}; it ran without a transaction", why(outcome)),
+            };
+            line!(out, "worktx: {word}: {what} {}", style.faint(format!("({id})")));
         }
         OutcomeWord::Refused | OutcomeWord::Busy | OutcomeWord::Error => {
             line!(out, "worktx: {word}: {} {}", why(outcome), style.faint(format!("({id})")));

@@ -5,15 +5,17 @@
 //! What a crash of such a run leaves is nobody's to undo.
 
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::coordinator::attempt::begin::Begin;
+use crate::coordinator::attempt::drive::time_of;
 use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
 use crate::coordinator::error::Failure;
 use crate::coordinator::session::Session;
 use crate::process::{self, Bounds, Requests};
-use crate::tx::cause::{Cause, ErrorCode};
+use crate::tx::cause::Cause;
 use crate::tx::record::Warning;
 use crate::tx::writer::EndedBy;
 
@@ -31,7 +33,12 @@ impl Begin<'_> {
         let waiting =
             process::begin(self.prepared.take(), &self.command(None), &folder, &[lock.as_fd()])?
                 .wait()?;
-        let bounds = Bounds { timeout: self.request.timeout, ..Bounds::default() };
+        let bounds = Bounds {
+            timeout: self.request.timeout,
+            settle_by: time_of(self.request.settle_by.as_deref()),
+            grace: Duration::from_millis(self.loaded.values.settings.grace_ms),
+            ..Bounds::default()
+        };
         let over =
             waiting.run(&bounds, &mut Requests { signals: self.signals, poll: &mut || None });
         let _ = std::fs::remove_dir_all(&folder);
@@ -47,7 +54,7 @@ impl Begin<'_> {
         };
         outcome.turn = Some(over.result);
         outcome.reason = cause.as_ref().map(|cause| cause.reason().to_owned());
-        outcome.error_code = cause.map(|_| ErrorCode::AgentError);
+        outcome.error_code = cause.as_ref().map(Cause::error_code);
         let detail = json!({ "reason": outcome.reason, "exit_code": outcome.turn.as_ref().and_then(|t| t.exit_code) });
         session.ledger.record_event(id, None, "unprotected", &detail)?;
         Ok(outcome)
