@@ -438,9 +438,16 @@ pub fn resolve(style: Style, d: &ResolveDocument) -> String {
 /// `post-check`
 pub fn post_check(style: Style, d: &PostCheckDocument) -> String {
     let mut out = String::new();
-    line!(out, "post-check {}", post_check_line(&d.post_check));
+    let is_interrupted = d.decision == "interrupted";
+    let check = if is_interrupted { d.decision.clone() } else { post_check_line(&d.post_check) };
+    line!(out, "post-check {check}");
     if let Some(origin) = &d.origin {
-        line!(out, "  {}", neutral(origin));
+        let why = d.why.as_ref().map_or_else(String::new, |why| format!(" cannot run: {why}"));
+        line!(out, "  {}{}", neutral(origin), neutral(&why));
+    }
+    if is_interrupted {
+        line!(out, "it was ended before it said anything: nothing can be told of a turn");
+        return out;
     }
     let decision = match d.decision.as_str() {
         "commit" => style.good("would be committed"),

@@ -63,9 +63,15 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
         ..PostCheckRecord::absent()
     };
     let mut origin = None;
+    let mut why = None;
+    let mut is_interrupted = false;
     let decision = match (before_run(&captured, &Recheck::Same, settings), &captured) {
         (Step::Decided(judged), _) => {
             record.outcome = judged.outcome;
+            if let Capture::Misconfigured { path, why: reason } = &captured {
+                origin = Some(path.display().to_string());
+                why = Some(reason.to_string());
+            }
             judged.decision
         }
         (Step::Run(_), Capture::Ready(ready)) => {
@@ -126,6 +132,7 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
             record.exit_code = over.result.exit_code;
             record.duration_ms = Some(over.result.duration_ms);
             record.output = Some(String::from_utf8_lossy(&over.output_tail).into_owned());
+            is_interrupted = matches!(over.ended_by, EndedBy::Interrupt | EndedBy::Cancel);
             let ran = match (over.ended_by, over.result.exit_code, over.exec_error) {
                 (_, _, Some(error)) => Ran::Unstartable(error),
                 (EndedBy::Timeout, ..) => Ran::TimedOut,
@@ -145,12 +152,15 @@ pub fn post_check(context: &Context) -> Result<PostCheckDocument, Failure> {
         schema: SCHEMA,
         workspace: session.workspace.root().display().to_string(),
         decision: match decision {
+            // It was kept from saying anything.
+            _ if is_interrupted => "interrupted",
             PostCheckDecision::Commit => "commit",
             PostCheckDecision::RollBack(_) => "roll_back",
             PostCheckDecision::Quarantine(_) => "error",
         }
         .to_owned(),
         origin,
+        why,
         view: match settings.view {
             View::Tree => "tree",
             View::Checkout => "checkout",

@@ -347,10 +347,13 @@ pub struct PostCheckDocument {
     pub schema: u32,
     /// The root of the work tree.
     pub workspace: String,
-    /// What would be decided: `commit`, `roll_back` or `error`.
+    /// What would be decided: `commit`, `roll_back` or `error`; `interrupted` where it was ended by
+    /// a signal to worktx and said nothing.
     pub decision: String,
-    /// Which one ran.
+    /// Which one ran, or cannot run.
     pub origin: Option<String>,
+    /// Why it cannot run.
+    pub why: Option<String>,
     /// What it saw: `tree`, the live tree, or `checkout`, a clean checkout of HEAD.
     pub view: String,
     /// What it said.
