@@ -333,12 +333,18 @@ pub fn status(style: Style, d: &StatusDocument) -> String {
         line!(out, "{}", style.good("ready: the next run would start"));
     } else if d.is_left_by_a_crash() {
         line!(out, "{}", style.bad("not ready: a crash left an attempt on its way"));
-        line!(out, "  Hint: worktx reconcile settles it; the next run does so first");
+        let is_cut_off = d.unsettled.iter().any(|a| !a.running && a.state == StateTag::Open);
+        if is_cut_off {
+            // By the settings it may go back by itself; nobody is promised that here.
+            line!(out, "  Hint: worktx reconcile; what its command had begun is held for you to decide about");
+        } else {
+            line!(out, "  Hint: worktx reconcile settles it; the next run does so first");
+        }
     } else {
-        line!(out, "{}", style.bad("not ready: the next run would be refused"));
+        line!(out, "{}", style.bad("not ready: the next run would not start"));
     }
-    // What a turn at work has changed so far is no advice to anybody, and neither is "commit it"
-    // about a tree that a quarantined attempt left: that attempt comes first.
+    // What a turn at work has changed so far is no advice to anybody, and a quarantined attempt
+    // comes before everything else.
     let is_quarantined = d.refusals.iter().any(|r| r.reason == "quarantined");
     let shown = |r: &&RefusalDocument| !d.busy && (!is_quarantined || r.reason == "quarantined");
     for refusal in d.refusals.iter().filter(shown) {
