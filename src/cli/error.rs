@@ -12,11 +12,13 @@ use super::{exit, refusal};
 use crate::coordinator::attempt::drive::chain;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::PlaceError;
+use crate::coordinator::words::typed;
 use crate::git::files::root::RootError;
 use crate::git::workspace::OpenError;
 use crate::git::workspace::lockfile::{Holder, LockError, MarkerError};
 use crate::hook::install::InstallError;
 use crate::journal::LedgerError;
+use crate::process;
 use crate::tx::cause::ErrorCode;
 use crate::tx::verdict::Status;
 
@@ -215,10 +217,19 @@ fn busy_hint(holder: Option<&Holder>) -> String {
     let Some(holder) = holder else {
         return "wait for it with --wait DUR; worktx status says who it is".to_owned();
     };
+    if process::own_ancestry().contains(&holder.process) {
+        // It would wait for itself, or end itself.
+        return format!(
+            "this is called from within `worktx {}` (pid {}), which holds the work tree: run the \
+             command itself there, without worktx",
+            holder.command, holder.process.pid
+        );
+    }
     match &holder.attempt {
         Some(key) => format!(
-            "attempt {key} runs here (pid {}): --wait DUR waits for it, worktx cancel {} ends it",
-            holder.process.pid, key.execution
+            "attempt {key} runs here (pid {}): --wait DUR waits for it, {} ends it",
+            holder.process.pid,
+            typed("cancel", &key.execution, "")
         ),
         None => format!(
             "`worktx {}` is at work (pid {}): wait for it with --wait DUR",

@@ -11,6 +11,7 @@ use super::style::neutral;
 use super::{exit, output};
 use crate::coordinator::error::Failure;
 use crate::coordinator::guard;
+use crate::coordinator::words::typed;
 use crate::hook::guard::{REFUSED, parse_updates};
 
 /// git's lines are short; more than this is none of git's doing.
@@ -43,9 +44,9 @@ fn asked() -> Result<Option<String>, Failure> {
     Ok(guard::judge(&git_dir, &updates)?.map(|(key, branch)| {
         format!(
             "worktx: {} belongs to attempt {key}, which is running; nothing was changed\n\
-             Hint: wait for it, or end it: worktx cancel {}\n",
+             Hint: wait for it, or end it: {}\n",
             neutral(branch.short()),
-            key.execution
+            typed("cancel", &key.execution, "")
         )
     }))
 }

@@ -6,6 +6,7 @@
 use super::error;
 use crate::coordinator::error::Failure;
 use crate::coordinator::report::documents::RefusalDocument;
+use crate::coordinator::words::typed;
 use crate::git::workspace::refusal::{Operation, Refusal};
 
 /// A refusal as a document.
@@ -114,7 +115,7 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
             "ignore them, list them in `[scope] exclude`, or raise `[limits]`",
         ),
         R::Quarantined { attempt, reason, commands } => {
-            let show = format!("worktx show {}", attempt.execution);
+            let show = typed("show", &attempt.execution, "");
             let hint = match commands.len() {
                 0 => show,
                 _ => format!("{show} explains it; then: {}", commands.join(", or ")),

@@ -11,6 +11,7 @@ use crate::coordinator::report::documents::{
     DiffDocument, DoctorDocument, EventsDocument, GcDocument, ListDocument, ListedAttempt,
     PostCheckDocument, ReconcileDocument, RefusalDocument, ResolveDocument, StatusDocument,
 };
+use crate::coordinator::words::typed;
 use crate::tx::post_check::PostCheckOutcome;
 use crate::tx::state::PostCheckRecord;
 use crate::tx::tag::StateTag;
@@ -76,8 +77,8 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
                 line!(out, "  the workspace is as it was before");
             } else {
                 line!(out, "  the workspace is as it was before; the rejected work is kept:");
-                line!(out, "    worktx diff {}", outcome.execution_id.as_str());
-                line!(out, "    worktx restore {}", outcome.execution_id.as_str());
+                line!(out, "    {}", typed("diff", &outcome.execution_id, ""));
+                line!(out, "    {}", typed("restore", &outcome.execution_id, ""));
             }
         }
         OutcomeWord::Quarantined => {
@@ -93,7 +94,7 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
             );
             let touched = if begun { "it stays as it is now" } else { "nothing was touched" };
             line!(out, "  {touched}; to see what is known and to settle it:");
-            line!(out, "    worktx show {id}");
+            line!(out, "    {}", typed("show", &outcome.execution_id, ""));
         }
         OutcomeWord::Unprotected => {
             let what = match outcome.reason {
@@ -399,7 +400,7 @@ pub fn reconcile(style: Style, d: &ReconcileDocument) -> String {
             state_word(style, a.state)
         );
         if a.state == StateTag::Quarantined {
-            line!(out, "  worktx show {}", a.execution_id);
+            line!(out, "  {}", typed("show", &a.execution_id, ""));
         }
     }
     line!(

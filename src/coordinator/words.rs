@@ -5,6 +5,7 @@
 //! Failures and refusals have their words in `cli`.
 
 use crate::git::workspace::judge::BaseWarning;
+use crate::tx::id::ExecutionId;
 
 /// The code and the sentence of a warning.
 pub const fn base_warning(warning: &BaseWarning) -> (&'static str, &'static str) {
@@ -73,6 +74,17 @@ pub fn quarantine(word: &str) -> &'static str {
         }
         "adopt_failed" => "It was to be adopted, and the post-check or the gate said no.",
         _ => "It was stopped for a reason that this worktx does not know.",
+    }
+}
+
+/// A command about an execution, as it is typed: `options` are empty or begin with a dash.
+pub fn typed(verb: &str, id: &ExecutionId, options: &str) -> String {
+    let space = if options.is_empty() { "" } else { " " };
+    if id.as_str().starts_with('-') {
+        // Else it would be taken for an option itself.
+        format!("worktx {verb}{space}{options} -- {id}")
+    } else {
+        format!("worktx {verb} {id}{space}{options}")
     }
 }
 

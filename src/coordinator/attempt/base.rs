@@ -79,7 +79,13 @@ impl Begin<'_> {
             let row = session.ledger.execution(&attempt.key.execution)?.map(|found| found.row);
             return Err(refused(vec![Refusal::Quarantined {
                 reason: reason.to_owned(),
-                commands: query::commands(&attempt.key, &record.state, row.as_ref(), false),
+                commands: query::commands(
+                    &attempt.key,
+                    &attempt.spec()?,
+                    &record.state,
+                    row.as_ref(),
+                    false,
+                ),
                 attempt: attempt.key,
             }]));
         }

@@ -12,6 +12,7 @@ use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::session::{self, Session};
 use crate::coordinator::settle::reconcile;
+use crate::coordinator::words::typed;
 use crate::git::workspace::lockfile::{self, WorkspaceLock};
 use crate::process::Signals;
 
@@ -52,7 +53,7 @@ pub fn take(
         let (key, state) = (&attempt.key, attempt.tag()?);
         return Err(Failure::impossible(
             format!("attempt {key} is {state}, not settled: its leftovers may be in the tree"),
-            format!("worktx show {}", attempt.key.execution),
+            typed("show", &attempt.key.execution, ""),
         ));
     }
     Ok(lock)

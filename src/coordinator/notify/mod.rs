@@ -221,7 +221,7 @@ fn enter(driver: &mut Driver<'_>, path: &Path, notice: &Notice) -> Result<(), St
         .map_err(|error| wrong(error.into()))?;
     let place = Place::of(path, &own, beside).map_err(wrong)?;
     let row = driver.row().ok().flatten();
-    let commands = query::commands(&driver.key, driver.state(), row.as_ref(), false);
+    let commands = query::commands(&driver.key, &driver.spec, driver.state(), row.as_ref(), false);
     let changed = match notice {
         Notice::Decide { .. } => {
             let request = question(driver, &commands);
@@ -313,7 +313,8 @@ fn question(driver: &Driver<'_>, commands: &[String]) -> Map<String, Value> {
     if let Some(detail) = reason.detail().filter(|detail| !detail.is_empty()) {
         let _ = write!(text, "\n\nDetail: {detail}");
     }
-    let _ = write!(text, "\n\nIn `{root}`, look: `worktx show {}`", key.execution);
+    let show = words::typed("show", &key.execution, "");
+    let _ = write!(text, "\n\nIn `{root}`, look: `{show}`");
     text.push_str("\n\nThen run one of these there. An answer in this queue changes nothing.");
     for command in commands {
         let _ = write!(text, "\n- `{command}`");

@@ -14,6 +14,7 @@ use crate::coordinator::error::Failure;
 use crate::coordinator::report::documents::{DiffDocument, DiffPath, RestoreDocument};
 use crate::coordinator::report::query::choose;
 use crate::coordinator::spec::AttemptSpec;
+use crate::coordinator::words::typed;
 use crate::git::objects::patch::{self, PatchError};
 use crate::git::objects::store::{Store, TreeChange};
 use crate::git::refs::branch::{self, BranchError};
@@ -65,7 +66,7 @@ pub fn diff(context: &Context, id: &str, number: Option<u32>) -> Result<Differen
     let attempt = choose(&ledger, &execution, number, |_| Ok(true))?.ok_or_else(|| {
         Failure::impossible(
             format!("execution {execution} was only refused: nothing ran"),
-            format!("worktx events {execution}"),
+            typed("events", &execution, ""),
         )
     })?;
     let (spec, record): (AttemptSpec, _) = (attempt.spec()?, attempt.record()?);
@@ -73,7 +74,7 @@ pub fn diff(context: &Context, id: &str, number: Option<u32>) -> Result<Differen
         let state = record.state.tag();
         return Err(Failure::impossible(
             format!("attempt {} is {state}: nothing that it did is pinned", attempt.key),
-            format!("worktx show {execution}"),
+            typed("show", &execution, ""),
         ));
     };
     let store = Store::open(context.workspace.common_dir())?;
@@ -126,7 +127,7 @@ pub fn restore(
     let (Some(attempt), Some(pin)) = (attempt, pin) else {
         return Err(Failure::impossible(
             format!("execution {execution} has no discarded work"),
-            format!("worktx show {execution}"),
+            typed("show", &execution, ""),
         ));
     };
     let store = Store::open(context.workspace.common_dir())?;

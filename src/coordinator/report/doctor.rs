@@ -17,6 +17,7 @@ use crate::coordinator::report::documents::{DoctorCheck, DoctorDocument};
 use crate::coordinator::report::query::is_running;
 use crate::coordinator::report::status;
 use crate::coordinator::settle::leftovers::leftovers;
+use crate::coordinator::words::typed;
 use crate::git::config::gitconfig::GitConfig;
 use crate::git::files::root::Root;
 use crate::git::index::IndexError;
@@ -276,7 +277,7 @@ fn attempts(context: &Context, ledger: &Ledger, checks: &mut Checks) {
         if let TxState::Quarantined { held, reason, .. } = &record.state {
             let begun = if held.has_begun_undo() { ", its rollback is half done" } else { "" };
             let text = format!("{key} is quarantined: {}{begun}", reason.as_str());
-            checks.problem("attempts", text, &format!("worktx show {}", key.execution));
+            checks.problem("attempts", text, &typed("show", &key.execution, ""));
         } else if !attempt.is_settled() && !is_running(attempt).unwrap_or(false) {
             let text = format!("{key} is {} and nobody drives it", attempt.state);
             checks.problem("attempts", text, "worktx reconcile");

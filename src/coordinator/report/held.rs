@@ -14,6 +14,7 @@ use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::Place;
 use crate::coordinator::report::documents::{SeenBranch, SeenDocument, SeenTree, SeenWriter, Step};
+use crate::coordinator::report::query;
 use crate::coordinator::report::view::{self, SealFile};
 use crate::coordinator::settle::observe;
 use crate::coordinator::spec::AttemptSpec;
@@ -211,7 +212,7 @@ pub(super) fn commands(
     seen: &SeenDocument,
 ) -> (Vec<Step>, Vec<String>) {
     let TxState::Quarantined { held, .. } = state else { return (Vec::new(), Vec::new()) };
-    let mut all = crate::coordinator::report::query::commands(key, state, row, false);
+    let mut all = query::legal(key, state, row, false, seen.writer.state != "dead");
     let branch = spec.branch.as_ref();
     let mut steps = Vec::new();
     if held.is_past_commit_point() {
@@ -261,13 +262,6 @@ pub(super) fn commands(
         command.contains("--adopt") && (seen.branch.at == "elsewhere" || would_lose(key, spec, row))
     };
     all.retain(|command| !refused(command));
-    if seen.writer.state != "dead" {
-        for command in &mut all {
-            if !command.ends_with("--writer-dead") {
-                command.push_str(" --writer-dead");
-            }
-        }
-    }
     (steps, all)
 }
 

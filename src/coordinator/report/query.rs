@@ -12,6 +12,7 @@ use crate::coordinator::report::documents::{
 };
 use crate::coordinator::report::held;
 use crate::coordinator::spec::AttemptSpec;
+use crate::coordinator::words::typed;
 use crate::journal::{Attempt, EventFilter, Filter, Ledger};
 use crate::process;
 use crate::tx::cause::QuarantineReason;
@@ -108,7 +109,7 @@ fn shown(context: &Context, attempt: &Attempt, row: Option<&Row>) -> Result<Show
     let state = &record.state;
     let outcome = Outcome::of(facts(&attempt.key, &spec), &record, row.map(|row| row.status));
     let running = is_running(attempt)?;
-    let mut commands = commands(&attempt.key, state, row, running);
+    let mut commands = commands(&attempt.key, &spec, state, row, running);
     let (mut first, mut seen, mut seen_error) = (Vec::new(), None, None);
     if matches!(state, TxState::Quarantined { .. }) {
         match held::look(context, attempt, &spec, &record) {
@@ -159,33 +160,54 @@ fn recorded_phases(attempt: &Attempt) -> Vec<PhaseTime> {
     phases.and_then(|phases| serde_json::from_value(phases).ok()).unwrap_or_default()
 }
 
-/// The commands that are legal for an unsettled attempt, the likeliest first; none for a settled.
+/// The commands that would not be refused, as far as ledger and row tell; the likeliest first; none
+/// for a settled attempt.
 pub fn commands(
+    key: &AttemptKey,
+    spec: &AttemptSpec,
+    state: &TxState,
+    row: Option<&Row>,
+    running: bool,
+) -> Vec<String> {
+    let mut all = legal(key, state, row, running, false);
+    if let TxState::Quarantined { held, .. } = state
+        && !held.is_past_commit_point()
+        && held::would_lose(key, spec, row)
+    {
+        all.retain(|command| !command.contains("--adopt"));
+    }
+    all
+}
+
+/// The commands that the state allows; `unproven` where a writer is known not to be dead.
+pub(super) fn legal(
     key: &AttemptKey,
     state: &TxState,
     row: Option<&Row>,
     running: bool,
+    unproven: bool,
 ) -> Vec<String> {
     let id = &key.execution;
     let TxState::Quarantined { held, reason, .. } = state else {
         return match (state.tag().is_settled(), running) {
             (true, _) => Vec::new(),
-            (false, true) => vec![format!("worktx cancel {id}")],
+            (false, true) => vec![typed("cancel", id, "")],
             (false, false) => vec!["worktx reconcile".to_owned()],
         };
     };
     if held.is_past_commit_point() {
         // Forward only: by itself once the way is free, or by whatever merge.
-        return vec!["worktx reconcile".to_owned(), format!("worktx resolve {id} --adopt")];
+        return vec!["worktx reconcile".to_owned(), typed("resolve", id, "--adopt")];
     }
-    let word = if *reason == QuarantineReason::WriterUnproven { " --writer-dead" } else { "" };
+    let unproven = unproven || *reason == QuarantineReason::WriterUnproven;
+    let word = if unproven { " --writer-dead" } else { "" };
     let ours = row.is_some_and(|row| row.success.is_some_and(|claim| claim.attempt == key.attempt));
     let options: &[&str] = match (ours, held.has_begun_undo()) {
         (true, _) => &["adopt"],
         (false, true) => &["discard", "keep"],
         (false, false) => &["adopt", "discard", "keep"],
     };
-    options.iter().map(|option| format!("worktx resolve {id} --{option}{word}")).collect()
+    options.iter().map(|option| typed("resolve", id, &format!("--{option}{word}"))).collect()
 }
 
 /// `events`
@@ -225,7 +247,7 @@ pub(super) fn choose(
     match number {
         Some(number) => Err(Failure::impossible(
             format!("execution {execution} has no attempt {number}"),
-            format!("worktx show {execution}"),
+            typed("show", execution, ""),
         )),
         None => Ok(None),
     }

@@ -87,7 +87,7 @@ fn the_commands_are_the_legal_ones() {
     let key =
         AttemptKey { execution: "e".parse().expect("valid"), attempt: crate::tx::id::AttemptNo(1) };
     let oid = crate::tx::id::Oid::EMPTY_TREE;
-    let of = |state: &TxState, row: Option<&Row>| commands(&key, state, row, false).join("; ");
+    let of = |state: &TxState, row: Option<&Row>| legal(&key, state, row, false, false).join("; ");
     let why = || QuarantineReason::PromoteBlocked { why: String::new() };
     let open = || TxState::Open { turn: None };
     let all = "worktx resolve e --adopt; worktx resolve e --discard; worktx resolve e --keep";
@@ -117,7 +117,7 @@ fn the_commands_are_the_legal_ones() {
     let state = held(pending, QuarantineReason::VerdictMismatch);
     assert_eq!(of(&state, Some(&row)), "worktx resolve e --adopt");
     assert_eq!(of(&open(), None), "worktx reconcile");
-    assert_eq!(commands(&key, &open(), None, true), ["worktx cancel e"]);
+    assert_eq!(legal(&key, &open(), None, true, false), ["worktx cancel e"]);
     assert_eq!(of(&TxState::RolledBack { undo: None }, None), "");
 }
 

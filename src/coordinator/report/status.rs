@@ -114,7 +114,13 @@ fn quarantined(
                 let row = ledger.execution(&attempt.key.execution)?.map(|found| found.row);
                 refusals.push(Refusal::Quarantined {
                     reason: reason.as_str().to_owned(),
-                    commands: commands(&attempt.key, &state, row.as_ref(), false),
+                    commands: commands(
+                        &attempt.key,
+                        &attempt.spec()?,
+                        &state,
+                        row.as_ref(),
+                        false,
+                    ),
                     attempt: attempt.key,
                 });
             }

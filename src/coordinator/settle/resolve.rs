@@ -24,6 +24,7 @@ use crate::coordinator::report::view;
 use crate::coordinator::session::Session;
 use crate::coordinator::settle::reconcile;
 use crate::coordinator::spec::AttemptSpec;
+use crate::coordinator::words::typed;
 use crate::gate::{EmbeddedGate, Gate as _};
 use crate::git::refs::Head;
 use crate::git::refs::locks;
@@ -79,20 +80,20 @@ pub(super) fn resolve(
     let TxState::Quarantined { held, .. } = &record.state else {
         return Err(Failure::impossible(
             format!("attempt {key} is {}, not quarantined", record.state.tag()),
-            format!("worktx show {}", key.execution),
+            typed("show", &key.execution, ""),
         ));
     };
     let past = held.is_past_commit_point();
     if past && choice != Choice::Adopt {
         return Err(Failure::impossible(
             format!("attempt {key} has won its row: it is completed, never undone"),
-            format!("worktx resolve {} --adopt", key.execution),
+            typed("resolve", &key.execution, "--adopt"),
         ));
     }
     if choice == Choice::Adopt && held.has_begun_undo() {
         return Err(Failure::impossible(
             format!("the undo of attempt {key} has begun: it cannot be adopted any more"),
-            format!("worktx resolve {} --discard", key.execution),
+            typed("resolve", &key.execution, "--discard"),
         ));
     }
     let owner = attempt.owner()?;
@@ -267,7 +268,7 @@ impl Driver<'_> {
                 if row.success.is_some_and(|s| s.attempt == self.key.attempt) {
                     return Err(Stop::Failure(Failure::impossible(
                         "the row says SUCCESS for this attempt",
-                        format!("worktx resolve {} --adopt", self.key.execution),
+                        typed("resolve", &self.key.execution, "--adopt"),
                     )));
                 }
                 Ok("lost")
