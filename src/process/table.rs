@@ -133,6 +133,26 @@ pub fn terminate(id: &ProcessId) {
     send(id, Signal::TERM);
 }
 
+/// What became of a process that may have been suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awake {
+    /// It was not suspended, or is not there.
+    Already,
+    /// It was, and was continued.
+    Continued,
+    /// It still is: it is another user's, or is being traced.
+    No,
+}
+
+/// Continues a process that was suspended: by Ctrl-Z, or by SIGSTOP.
+pub fn wake(id: &ProcessId) -> Awake {
+    match living(id).map(|process| process.state) {
+        Some(b'T') if send(id, Signal::CONT) => Awake::Continued,
+        Some(b'T' | b't') => Awake::No,
+        _ => Awake::Already,
+    }
+}
+
 /// The command line, shortened, unprintable characters replaced; the name in brackets where
 /// there is none.
 pub(super) fn command_line(pid: i32) -> String {

@@ -1,10 +1,13 @@
 //! What commands say where something is in the way: it is true, and what is to be typed works.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Child, Command};
 
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use crate::lab::Lab;
 use crate::readers::fits;
-use crate::support::{Repo, is_root};
+use crate::support::{Gate, Ran, Repo, WORKTX, is_root};
 
 #[test]
 fn a_repository_of_another_user_is_used_once_it_is_said_to_be_safe() {
@@ -104,4 +107,170 @@ fn a_split_index_is_foretold_as_run_refuses_it() {
     let hint = status["refusals"][0]["hint"].as_str().expect("text");
     repo.finish(repo.command("sh").args(["-c", hint])).exits(0);
     repo.run(&[], "echo x > x").exits(0);
+}
+
+#[test]
+fn a_reason_that_does_not_exist_is_no_answer() {
+    let lab = Lab::new();
+    lab.killed_at("turn_over", &["--execution-id", "job"], "echo x > x");
+    lab.reconcile();
+    let ran = lab.repo.call(&["resolve", "--all", "--reason", "interupted", "--discard"]).exits(2);
+    assert!(ran.stderr.contains("'interrupted'"), "{}", ran.stderr);
+    lab.repo.call(&["resolve", "--all", "--reason", "drift", "--discard"]).exits(0);
+    assert_eq!(lab.state("job", 1).0, "quarantined");
+    lab.repo.call(&["resolve", "--all", "--reason", "interrupted", "--discard"]).exits(0);
+    lab.laws();
+}
+
+fn signalled(child: &Child, signal: Signal) -> Pid {
+    let pid = Pid::from_child(child);
+    kill_process(pid, signal).expect("sent");
+    pid
+}
+
+#[test]
+fn what_ends_an_unprotected_run_has_its_own_code() {
+    const KIND: [&str; 2] = ["--triggered-by", "maintenance"];
+    let repo = Repo::new();
+    let told = |ran: Ran, code: i32, reason: &str, error: &str, said: &str| {
+        let ran = ran.exits(code);
+        let document = ran.json();
+        fits("outcome", &document);
+        assert_eq!(document["outcome"], "unprotected");
+        assert_eq!((&document["reason"], &document["error_code"]), (&reason.into(), &error.into()));
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    };
+    let timeout = [&KIND[..], &["--timeout", "1s"]].concat();
+    told(repo.run(&timeout, "sleep 600"), 12, "turn_timeout", "timeout", "ran out of time");
+    let soon = (jiff::Timestamp::now() + std::time::Duration::from_secs(1)).to_string();
+    let by = [&KIND[..], &["--settle-by", &soon]].concat();
+    told(repo.run(&by, "sleep 600"), 12, "settle_by", "timeout", "--settle-by");
+    told(repo.run(&KIND, "exit 3"), 10, "turn_failed", "agent_error", "returned 3");
+    for (signal, code, word) in [
+        (Signal::INT, 13, "cancelled"),
+        (Signal::TERM, 14, "interrupted"),
+        (Signal::HUP, 14, "interrupted"),
+    ] {
+        let begun = Gate::new(&repo, &format!("begun-{}", signal.as_raw()));
+        let script = format!("echo > {}; exec sleep 600", begun.path().display());
+        let child = repo.spawn(&mut repo.run_command(&KIND, &script));
+        begun.wait();
+        signalled(&child, signal);
+        told(Repo::wait(child), code, word, word, word);
+    }
+}
+
+#[test]
+fn a_post_check_that_is_interrupted_has_decided_nothing() {
+    let repo = Repo::new();
+    let begun = Gate::new(&repo, "begun");
+    let check = format!("echo > {}; exec sleep 600", begun.path().display());
+    for json in [true, false] {
+        let mut args = vec!["post-check", "--check", check.as_str()];
+        args.extend(json.then_some("--json"));
+        let child = repo.spawn(&mut repo.worktx(&args));
+        begun.wait();
+        signalled(&child, Signal::INT);
+        let ran = Repo::wait(child).exits(1);
+        if json {
+            fits("post-check", &ran.json());
+            assert_eq!(ran.json()["decision"], "interrupted");
+        } else {
+            assert!(ran.stdout.starts_with("post-check interrupted\n"), "{}", ran.stdout);
+            assert!(!ran.stdout.contains("rolled back"), "{}", ran.stdout);
+        }
+    }
+}
+
+#[test]
+fn a_post_check_that_cannot_run_is_named_with_the_reason() {
+    let repo = Repo::new();
+    repo.write(".worktx/post-check", "#!/bin/sh\nexit 1\n");
+    let ran = repo.call(&["post-check"]).exits(0);
+    let place = format!("{} cannot run: ", repo.path(".worktx/post-check").display());
+    assert!(ran.stdout.contains(&place), "{}", ran.stdout);
+    assert!(ran.stdout.contains("would be committed"), "{}", ran.stdout);
+    let document = repo.call(&["post-check", "--json"]).exits(0).json();
+    fits("post-check", &document);
+    assert!(document["why"].as_str().is_some_and(|why| !why.is_empty()), "{document}");
+    repo.run(&[], "echo x > x").exits(0);
+}
+
+#[test]
+fn a_suspended_run_is_cancelled_too() {
+    let repo = Repo::new();
+    let begun = Gate::new(&repo, "begun");
+    let script = format!("echo > {}; exec sleep 600", begun.path().display());
+    let child = repo.spawn(&mut repo.run_command(&["--execution-id", "job"], &script));
+    begun.wait();
+    let pid = signalled(&child, Signal::STOP);
+    let stopped = waitpid(Some(pid), WaitOptions::UNTRACED).expect("a child").expect("news");
+    assert!(stopped.1.stopped(), "{stopped:?}");
+    let document = repo.call(&["cancel", "job", "--json"]).exits(0).json();
+    fits("cancel", &document);
+    assert_eq!(document["suspended"], "continued");
+    let outcome = Repo::wait(child).exits(13).json();
+    assert_eq!(outcome["outcome"], "rolled_back");
+}
+
+#[test]
+fn a_held_attempt_that_was_cancelled_is_offered_no_adoption() {
+    let lab = Lab::new();
+    let repo = &lab.repo;
+    lab.killed_at("turn_over", &["--execution-id", "job"], "echo x > README.md");
+    let text = repo.call(&["status"]).exits(0).stdout;
+    assert!(text.contains("is held for you to decide about"), "{text}");
+    lab.reconcile();
+    let refused = repo.run(&[], "true").exits(21);
+    assert!(refused.stderr.contains("worktx resolve job --adopt"), "{}", refused.stderr);
+    let ran = repo.call(&["cancel", "job"]).exits(0);
+    assert!(ran.stdout.contains("stays held") && ran.stdout.contains("worktx show job"));
+    let refused = repo.run(&[], "true").exits(21);
+    assert!(refused.stderr.contains("worktx resolve job --discard"), "{}", refused.stderr);
+    assert!(!refused.stderr.contains("--adopt"), "{}", refused.stderr);
+    let status = repo.call(&["status", "--json"]).exits(0).json();
+    assert!(!status.to_string().contains("--adopt"), "{status:#}");
+    // What the held attempt left in the tree is nothing to commit or stash.
+    let reasons: Vec<&str> = status["refusals"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|refusal| refusal["reason"].as_str())
+        .collect();
+    assert_eq!(reasons, ["quarantined"]);
+}
+
+#[test]
+fn an_id_that_begins_with_a_dash_can_be_typed() {
+    let typed = |repo: &Repo, line: &str| {
+        let words: Vec<&str> = line.trim().split(' ').skip(1).collect();
+        repo.call(&words)
+    };
+    let repo = Repo::new();
+    let id = "--execution-id=-x";
+    let ran = repo.run(&[id], "echo x > x; exit 1").exits(10);
+    let commands: Vec<&str> =
+        ran.stderr.lines().filter(|line| line.trim().starts_with("worktx ")).collect();
+    assert_eq!(commands, ["    worktx diff -- -x", "    worktx restore -- -x"]);
+    for line in commands {
+        typed(&repo, line).exits(0);
+    }
+    repo.run(&[id], "echo y > y; git symbolic-ref HEAD refs/heads/else").exits(20);
+    repo.git(&["symbolic-ref", "HEAD", "refs/heads/main"]);
+    let document = typed(&repo, "worktx show --json -- -x").exits(0).json();
+    let commands = document["attempts"][1]["commands"].clone();
+    assert_eq!(commands[1], "worktx resolve --discard -- -x", "{commands}");
+    typed(&repo, commands[1].as_str().expect("text")).exits(0);
+    repo.run(&[], "echo z > z").exits(0);
+}
+
+#[test]
+fn a_turn_that_calls_worktx_is_not_told_to_wait_for_itself() {
+    let repo = Repo::new();
+    for inner in ["run -- true", "guard -- true"] {
+        let script = format!("{WORKTX} {inner} 2>&1; test $? = 22");
+        let ran = repo.run(&[], &script).exits(0);
+        assert!(ran.stderr.contains("called from within `worktx run`"), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("worktx cancel"), "{}", ran.stderr);
+    }
 }

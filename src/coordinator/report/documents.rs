@@ -338,6 +338,12 @@ pub struct CancelDocument {
     pub verdict: String,
     /// What stands in its row.
     pub execution_status: Option<Status>,
+    /// The state of its attempt, as it was found; `null` where it has none.
+    pub state: Option<StateTag>,
+    /// `continued` where its run was suspended (Ctrl-Z, SIGSTOP) and was continued, to end its
+    /// command; `pid N` where it is suspended and could not be continued from here: until somebody
+    /// does, nothing is ended. Else `null`.
+    pub suspended: Option<String>,
 }
 
 /// `post-check`
