@@ -6,6 +6,7 @@
 
 use std::error::Error as _;
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 
 use super::style::{Style, neutral};
 use super::{exit, refusal};
@@ -76,8 +77,8 @@ pub fn reason(failure: &Failure) -> (&'static str, ErrorCode, u8) {
     }
 }
 
-/// The text for a person, with its last line end.
-pub fn report(style: Style, failure: &Failure) -> String {
+/// The text for a person, with its last line end; `command` is the one that failed.
+pub fn report(style: Style, command: &str, failure: &Failure) -> String {
     let mut out = String::new();
     let word = style.bad("Error:");
     match failure {
@@ -110,7 +111,9 @@ pub fn report(style: Style, failure: &Failure) -> String {
         }
     }
     causes(&mut out, failure);
-    if let Some(hint) = hint(failure) {
+    let of_its_own =
+        matches!(failure, Failure::Usage(_)).then(|| format!("worktx {command} --help"));
+    if let Some(hint) = of_its_own.or_else(|| hint(failure)) {
         let _ = writeln!(out, "Hint: {}", neutral(&hint));
     }
     out
@@ -155,7 +158,21 @@ pub fn hint(failure: &Failure) -> Option<String> {
         F::Workspace(OpenError::GitSymlink { .. }) => {
             "put the git directory there, or a file with `gitdir: <path>`"
         }
-        F::Workspace(_) | F::Store(_) | F::Ref(_) | F::Dir(_) => "worktx doctor",
+        F::Workspace(OpenError::NotUtf8 { .. }) => {
+            "give the directories of the path names in UTF-8: records hold it as text"
+        }
+        F::Workspace(OpenError::Damaged { .. }) => "look with: git fsck",
+        F::Workspace(OpenError::Replaced { .. }) => "go into the directory anew, and call it again",
+        // `doctor` begins with the same look, and would end with the same sentence.
+        F::Workspace(OpenError::Io { source, .. }) => match source.kind() {
+            ErrorKind::PermissionDenied => "it has to be readable for your user",
+            _ => "name a directory in a git work tree: --workspace DIR",
+        },
+        F::Place(PlaceError::Io { .. }) => {
+            "work as the user whose it is, make it accessible to yours, or name another: \
+             WORKTX_STATE_DIR"
+        }
+        F::Store(_) | F::Ref(_) | F::Dir(_) => "worktx doctor",
         F::Config(_) => "docs/configuration.md lists every key",
         F::GitConfig(_) => "git config --list --show-origin",
         F::Place(PlaceError::OtherState { recorded, .. }) => {
@@ -164,7 +181,6 @@ pub fn hint(failure: &Failure) -> Option<String> {
         F::Place(PlaceError::InWorkTree(_)) => {
             "choose a directory outside of it, or unset WORKTX_STATE_DIR"
         }
-        F::Place(PlaceError::Io { .. }) => "worktx doctor",
         F::Ledger(error) => return ledger_hint(error),
         F::Busy { holder } => return Some(busy_hint(holder.as_deref())),
         F::Lock(LockError::Replaced { .. } | LockError::Io { .. }) => "worktx doctor",
@@ -174,8 +190,8 @@ pub fn hint(failure: &Failure) -> Option<String> {
         }
         F::Marker(_) => "worktx doctor",
         F::Standing(_) => "a new --execution-id begins a new execution",
-        F::Program(_) => "give the command after `--`, as in: worktx run -- npm test",
-        F::Identity(_) => "git config user.name NAME, and git config user.email MAIL",
+        F::Program(_) => "the command comes after `--`: a program on the PATH, or its path",
+        F::Identity(_) => refusal::NO_IDENTITY,
         F::PostCheck(_) => "worktx run --no-post-check goes without one",
         F::Install(InstallError::Io { .. }) => "worktx doctor",
         F::Root(RootError::NoOpenat2 { .. }) => {

@@ -6,7 +6,7 @@ use crate::git::workspace::refusal::Refusal;
 use crate::tx::path::RepoPath;
 
 fn plain(failure: &Failure) -> String {
-    report(Style::stderr(ColorChoice::Never), failure)
+    report(Style::stderr(ColorChoice::Never), "run", failure)
 }
 
 #[test]
@@ -49,7 +49,10 @@ fn causes_are_said_once_and_escapes_do_not_reach_the_terminal() {
     let path = "/x".into();
     let source = std::io::Error::other("no luck");
     let failure = Failure::Workspace(OpenError::Io { path, source });
-    assert_eq!(plain(&failure), "Error: cannot read /x: no luck\nHint: worktx doctor\n");
+    assert_eq!(
+        plain(&failure),
+        "Error: cannot read /x: no luck\nHint: name a directory in a git work tree: --workspace DIR\n"
+    );
 }
 
 #[test]

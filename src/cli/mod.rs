@@ -42,7 +42,7 @@ pub mod style;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use args::{Cli, Command, Global};
 
@@ -59,8 +59,12 @@ pub fn main() -> ExitCode {
 }
 
 fn called_with(words: impl IntoIterator<Item = OsString>) -> u8 {
-    let cli = match Cli::try_parse_from(words) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches_from(words).and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        Cli::from_arg_matches(&matches).map(|cli| (cli, name))
+    });
+    let (cli, name) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Nobody can be told where that fails.
             let _ = error.print();
@@ -74,7 +78,7 @@ fn called_with(words: impl IntoIterator<Item = OsString>) -> u8 {
     match dispatch(&global, command) {
         Ok(code) => code,
         Err(failure) => {
-            output::say(&error::report(Style::stderr(global.color), &failure));
+            output::say(&error::report(Style::stderr(global.color), &name, &failure));
             error::reason(&failure).2
         }
     }

@@ -9,6 +9,10 @@ use crate::coordinator::report::documents::RefusalDocument;
 use crate::coordinator::words::typed;
 use crate::git::workspace::refusal::{Operation, Refusal};
 
+/// What to do where nobody is named for a commit.
+pub(super) const NO_IDENTITY: &str =
+    "git config user.name NAME and git config user.email MAIL, or `[commit] author`";
+
 /// A refusal as a document.
 pub fn document(refusal: &Refusal) -> RefusalDocument {
     let (message, hint) = text(refusal);
@@ -92,10 +96,9 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
             format!("git's configuration cannot be read: {why}"),
             "git config --list --show-origin",
         ),
-        R::NoIdentity { role } => (
-            format!("nobody is named as the {role} of a commit"),
-            "git config user.name and git config user.email, or [commit] author",
-        ),
+        R::NoIdentity { role } => {
+            (format!("nobody is named as the {role} of a commit"), NO_IDENTITY)
+        }
         R::Openat2Denied => (
             "the system does not allow openat2".into(),
             "Linux 5.6 or newer is needed, and a container runtime that allows it; worktx doctor",
@@ -136,6 +139,11 @@ fn text(refusal: &Refusal) -> (String, Option<String>) {
         R::Unstorable { .. } => {
             ("git cannot store something that stands there".into(), "remove it, or exclude it")
         }
+        R::Unreadable { .. } => (
+            "something here cannot be read by your user, so that it could not be brought back"
+                .into(),
+            "make it readable; what git does not track may be named in .git/info/exclude instead",
+        ),
         R::LockedBySecondLedger { ledger, attempt } => {
             let what = attempt.as_ref().map_or_else(String::new, |a| format!(" (attempt {a})"));
             let dir = std::path::Path::new(ledger).parent().unwrap_or(std::path::Path::new("/"));

@@ -42,7 +42,7 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<u8, Failure> {
             Ok(outcome.exit_code())
         }
         Err(failure) if json || file.is_some() => {
-            output::say(&error::report(style, &failure));
+            output::say(&error::report(style, "run", &failure));
             let outcome = failed(&failure, id, &root);
             leave(file.as_deref(), &outcome);
             print(json, style, &outcome);
@@ -116,6 +116,9 @@ fn request(global: &Global, args: RunArgs, execution: ExecutionId) -> Result<Run
                 "--settle-by: {text:?} is no time; give one like 2026-01-31T12:00:00Z"
             ))
         })?;
+    }
+    if let Some(text) = &args.message {
+        value::subject(text).map_err(|why| Failure::Usage(format!("--message: {why}")))?;
     }
     let timeout = duration("--timeout", args.timeout.as_deref())?;
     let wait = duration("--wait", args.wait.as_deref())?;

@@ -35,6 +35,14 @@ impl Raw {
     }
 }
 
+/// The subject of a commit, which git would not take empty: the first line of a message.
+pub fn subject(message: &str) -> Result<(), String> {
+    match message.lines().next() {
+        Some(line) if !line.trim().is_empty() => Ok(()),
+        _ => Err("its first line, the subject of the commit, is empty".to_owned()),
+    }
+}
+
 /// A duration like `10m`, `90s`, `1h 30m`, in milliseconds.
 pub fn duration_ms(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no duration: write it like 90s, 10m, 1h 30m or 500ms");

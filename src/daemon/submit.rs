@@ -121,6 +121,9 @@ fn check(request: &Submission) -> Result<(), Failure> {
             value::duration_ms(text).map_err(|why| usage(name, why))?;
         }
     }
+    if let Some(text) = &request.message {
+        value::subject(text).map_err(|why| usage("message", why))?;
+    }
     if let Some(text) = &request.settle_by {
         text.parse::<jiff::Timestamp>()
             .map_err(|_| usage("settle_by", format!("{text:?} is no time of RFC 3339")))?;

@@ -17,7 +17,7 @@ use crate::coordinator::session::Session;
 use crate::coordinator::warm;
 use crate::git::config::attributes::CapturedAttributes;
 use crate::git::config::convert::AutoCrlf;
-use crate::git::config::gitconfig::Identity;
+use crate::git::config::gitconfig::{Identity, NoIdentity};
 use crate::git::guarded;
 use crate::git::index;
 use crate::git::index::{Index, IndexError, Meaning};
@@ -93,7 +93,12 @@ impl Begin<'_> {
         let facts = judge::judge_but_submodules(workspace, store, &self.git_env, |_| false)
             .map_err(refused)?;
         self.loaded = self.request.context.settings(&session.store, facts.tree)?;
-        self.author(&facts)?;
+        self.author(&facts).map_err(|failure| match failure {
+            Failure::Identity(NoIdentity { role }) => {
+                refused(vec![Refusal::NoIdentity { role: role.to_owned() }])
+            }
+            other => other,
+        })?;
 
         let mut refusals = Vec::new();
         let index = judge_index(session, facts.tree, &mut refusals)?;
@@ -161,11 +166,11 @@ impl Begin<'_> {
             BaselineError::TooMuch { too_large: paths, files, bytes } => {
                 let limits = settings.limits;
                 let (limit, allowed, found) = if !paths.is_empty() {
-                    ("file_bytes", limits.file_bytes, bytes)
+                    ("file", limits.file_bytes, bytes)
                 } else if files > limits.files {
                     ("files", limits.files, files)
                 } else {
-                    ("total_bytes", limits.total_bytes, bytes)
+                    ("total", limits.total_bytes, bytes)
                 };
                 let limit = limit.to_owned();
                 Failure::Refused {
@@ -173,6 +178,10 @@ impl Begin<'_> {
                     warnings: Vec::new(),
                 }
             }
+            BaselineError::Unreadable { paths } => Failure::Refused {
+                refusals: vec![Refusal::Unreadable { paths }],
+                warnings: Vec::new(),
+            },
             other => Failure::other("looking at the work tree")(other),
         })
     }

@@ -95,8 +95,7 @@ pub fn status(context: &Context) -> Result<Standing, Failure> {
         };
         refusals.retain(of_the_turn);
     }
-    document.can_be_base =
-        refusals.is_empty() && unusable.is_none() && !document.busy && !is_left;
+    document.can_be_base = refusals.is_empty() && unusable.is_none() && !document.busy && !is_left;
     Ok(Standing { document, refusals, post_check: unusable, warnings })
 }
 
@@ -114,13 +113,7 @@ fn quarantined(
                 let row = ledger.execution(&attempt.key.execution)?.map(|found| found.row);
                 refusals.push(Refusal::Quarantined {
                     reason: reason.as_str().to_owned(),
-                    commands: commands(
-                        &attempt.key,
-                        &attempt.spec()?,
-                        &state,
-                        row.as_ref(),
-                        false,
-                    ),
+                    commands: commands(&attempt.key, &attempt.spec()?, &state, row.as_ref(), false),
                     attempt: attempt.key,
                 });
             }
@@ -148,7 +141,7 @@ fn content(
     refusals: &mut Vec<Refusal>,
 ) -> Result<(), Failure> {
     let settings = &loaded.values.settings;
-    if let Err(NoIdentity { role }) = base.config.committer().and(base.config.author())
+    if let Err(NoIdentity { role }) = base.config.author()
         && settings.author.is_none()
     {
         refusals.push(Refusal::NoIdentity { role: role.to_owned() });

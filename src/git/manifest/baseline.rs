@@ -133,13 +133,13 @@ pub enum BaselineError {
         bytes: u64,
     },
     /// What is in it cannot be known.
-    #[error("{} paths cannot be read, the first is {}", paths.len(), paths[0])]
+    #[error("cannot read {}", named(paths))]
     Unreadable {
         /// Which; never empty.
         paths: Vec<RepoPath>,
     },
     /// They kept changing while they were read.
-    #[error("{} files keep changing, the first is {}", paths.len(), paths[0])]
+    #[error("keeps changing: {}", named(paths))]
     Unstable {
         /// Which; never empty.
         paths: Vec<RepoPath>,
@@ -156,6 +156,14 @@ pub enum BaselineError {
     /// An object of HEAD cannot be read.
     #[error("cannot read HEAD's tree: {0}")]
     Store(#[from] StoreError),
+}
+
+fn named(paths: &[RepoPath]) -> String {
+    match paths {
+        [] => String::new(),
+        [one] => one.to_string(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
+    }
 }
 
 /// Brings the manifest up to what stands in the tree now. See the module.

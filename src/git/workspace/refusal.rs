@@ -153,7 +153,7 @@ pub enum Refusal {
     },
     /// More untracked files than `[limits]` allow to pin.
     UntrackedBeyondLimits {
-        /// The limit: `file_bytes`, `total_bytes`, `files`.
+        /// The key of `[limits]`: `file`, `total`, `files`.
         limit: String,
         /// What it allows.
         allowed: u64,
@@ -190,6 +190,11 @@ pub enum Refusal {
     },
     /// Something in scope that git cannot store.
     Unstorable {
+        /// Where.
+        paths: Vec<RepoPath>,
+    },
+    /// Something in scope that this user may not read: what stands there cannot be known.
+    Unreadable {
         /// Where.
         paths: Vec<RepoPath>,
     },
@@ -240,6 +245,7 @@ impl Refusal {
             Self::WorkingTreeEncoding { .. } => "working_tree_encoding",
             Self::Ident { .. } => "ident",
             Self::Unstorable { .. } => "unstorable",
+            Self::Unreadable { .. } => "unreadable",
             Self::LockedBySecondLedger { .. } => "locked_by_second_ledger",
             Self::StateInWorkTree { .. } => "state_in_work_tree",
         }
@@ -257,7 +263,8 @@ impl Refusal {
             | Self::FilterDriver { paths, .. }
             | Self::WorkingTreeEncoding { paths }
             | Self::Ident { paths }
-            | Self::Unstorable { paths } => paths,
+            | Self::Unstorable { paths }
+            | Self::Unreadable { paths } => paths,
             _ => &[],
         }
     }
