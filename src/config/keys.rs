@@ -207,7 +207,8 @@ pub static KEYS: &[Key] = &[
         "on_dirty",
         Stricter,
         word!(settings.on_dirty, &["run", "capture", "refuse"]),
-        "Tracked content differs from HEAD at open: refuse; take it as the base; or run unprotected.",
+        "Tracked content differs from HEAD at open: refuse; or run unprotected. To take it as the base \
+         (`capture`) is not supported yet.",
     ),
     key(
         "on_drift",

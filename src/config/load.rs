@@ -324,6 +324,10 @@ impl<'a> Loading<'a> {
             Slot::Unsupported => return Err(ConfigError::NotSupported { at, key: name() }),
             Slot::Word { words, get, set } => {
                 let word = text(raw, "a word").map_err(wrong)?;
+                if (key.name, word) == ("on_dirty", "capture") {
+                    let key = format!("{} = {word:?}", key.name);
+                    return Err(ConfigError::NotSupported { at, key });
+                }
                 let rank = |word: &str| words.iter().position(|w| *w == word);
                 let Some(new) = rank(word) else {
                     let known = words.join(", ");
