@@ -58,11 +58,14 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
             let commit = outcome.commit.map_or_else(String::new, |c| c.short());
             let branch = outcome.branch.as_deref().unwrap_or("HEAD");
             let changes = changes(outcome);
+            let what = match outcome.branch {
+                None if outcome.replayed => ": what was kept of it is dropped".to_owned(),
+                _ => format!(" on {}: {changes}", neutral(branch)),
+            };
             line!(
                 out,
-                "worktx: {word} {} on {}: {changes}{replayed} {}",
+                "worktx: {word} {}{what}{replayed} {}",
                 style.strong(commit),
-                neutral(branch),
                 style.faint(format!("({id}{attempt})"))
             );
         }
@@ -337,7 +340,10 @@ pub fn status(style: Style, d: &StatusDocument) -> String {
         let is_cut_off = d.unsettled.iter().any(|a| !a.running && a.state == StateTag::Open);
         if is_cut_off {
             // By the settings it may go back by itself; nobody is promised that here.
-            line!(out, "  Hint: worktx reconcile; what its command had begun is held for you to decide about");
+            line!(
+                out,
+                "  Hint: worktx reconcile; what its command had begun is held for you to decide about"
+            );
         } else {
             line!(out, "  Hint: worktx reconcile settles it; the next run does so first");
         }

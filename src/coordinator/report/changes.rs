@@ -63,12 +63,19 @@ fn sides(spec: &AttemptSpec, record: &AttemptRecord) -> Option<(Oid, Oid)> {
 pub fn diff(context: &Context, id: &str, number: Option<u32>) -> Result<Difference, Failure> {
     let ledger = context.need_ledger()?;
     let execution = ledger.resolve(id)?;
-    let attempt = choose(&ledger, &execution, number, |_| Ok(true))?.ok_or_else(|| {
-        Failure::impossible(
-            format!("execution {execution} was only refused: nothing ran"),
+    let Some(attempt) = choose(&ledger, &execution, number, |_| Ok(true))? else {
+        // A refusal makes no row.
+        let what = match ledger.execution(&execution)? {
+            Some(found) => {
+                format!("is {}, and gc has dropped what was kept of it", found.row.status)
+            }
+            None => "was only refused: nothing ran".to_owned(),
+        };
+        return Err(Failure::impossible(
+            format!("execution {execution} {what}"),
             typed("events", &execution, ""),
-        )
-    })?;
+        ));
+    };
     let (spec, record): (AttemptSpec, _) = (attempt.spec()?, attempt.record()?);
     let Some((from, to)) = sides(&spec, &record) else {
         let state = record.state.tag();
