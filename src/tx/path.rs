@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::id::InvalidName;
 
 /// A path below the work-tree root. Never empty, never absolute, without `.`, `..` and empty parts.
+/// As text it is as git shows it with `core.quotePath=false`: as it is where it is UTF-8 without
+/// control characters, `"` and `\`; else between double quotes, with `\"`, `\\`, `\n`, `\t`, `\r`
+/// and three octal digits (`\377`) for a byte. What begins with `"` has to be decoded, nothing else.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
