@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::lab::Lab;
 use crate::readers::fits;
-use crate::support::{Gate, Ran, Repo, WORKTX, is_root};
+use crate::support::{Gate, Ran, Repo, WORKTX, has, is_root};
 
 #[test]
 fn a_repository_of_another_user_is_used_once_it_is_said_to_be_safe() {
@@ -273,4 +273,119 @@ fn a_turn_that_calls_worktx_is_not_told_to_wait_for_itself() {
         assert!(ran.stderr.contains("called from within `worktx run`"), "{}", ran.stderr);
         assert!(!ran.stderr.contains("worktx cancel"), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn what_cannot_be_read_is_refused_with_its_paths() {
+    if !is_root() || !has("setpriv") {
+        eprintln!("SKIPPED: needs root and setpriv to become somebody else");
+        return;
+    }
+    let repo = Repo::new();
+    let done = repo.command("chown").args(["-R", "65534:65534"]).arg(repo.outside()).status();
+    assert!(done.expect("it starts").success());
+    let run = || {
+        let mut command = repo.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", WORKTX]);
+        repo.finish(command.args(["run", "--json", "--", "true"]))
+    };
+    let probe = run();
+    if probe.code != 0 {
+        eprintln!("SKIPPED: the binary cannot be run as another user: {}", probe.stderr);
+        return;
+    }
+    for (name, make) in [("data", "mkdir -m 700 data"), ("key", "umask 077; echo x > key")] {
+        repo.finish(repo.command("sh").args(["-c", make])).exits(0);
+        let ran = run().exits(21);
+        let document = ran.json();
+        fits("outcome", &document);
+        assert_eq!(document["reason"], "unreadable");
+        assert_eq!(document["paths"], serde_json::json!([name]));
+        assert!(ran.stderr.contains(".git/info/exclude"), "{}", ran.stderr);
+        let exclude = format!("echo /{name} >> .git/info/exclude");
+        repo.finish(repo.command("sh").args(["-c", &exclude])).exits(0);
+        run().exits(0);
+    }
+}
+
+#[test]
+fn a_limit_is_named_as_the_key_that_raises_it() {
+    let repo = Repo::new();
+    repo.write("large", "x".repeat(3_000));
+    for (key, settings) in
+        [("file", "file = '1KiB'"), ("total", "total = '1KiB'"), ("files", "files = 0")]
+    {
+        repo.settings(&format!("[limits]\n{settings}\n"));
+        let ran = repo.run(&[], "true").exits(21);
+        assert!(ran.stderr.contains(&format!("beyond limits.{key}:")), "{key}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn no_hint_leads_to_the_same_error() {
+    let repo = Repo::new();
+    let file = repo.path("README.md").display().to_string();
+    for args in [
+        vec!["--workspace", "/nonexistent", "status"],
+        vec!["--workspace", &file, "status"],
+        vec!["serve", "/nonexistent"],
+        vec!["serve", &file],
+    ] {
+        let ran = repo.call(&args).exits(1);
+        assert!(ran.stderr.contains("\nHint: name a directory"), "{args:?}: {}", ran.stderr);
+    }
+    for (args, hint) in [
+        (vec!["run", "--timeout", "x", "--", "true"], "worktx run --help"),
+        (vec!["run", "-m", "", "--", "true"], "worktx run --help"),
+        (vec!["run", "-m", " \nbody", "--", "true"], "worktx run --help"),
+        (vec!["run", "--json", "--on-dirty", "capture", "--", "true"], "worktx run --help"),
+        (vec!["guard", "--wait", "x", "--", "true"], "worktx guard --help"),
+    ] {
+        let ran = repo.call(&args).exits(2);
+        assert!(ran.stderr.contains(&format!("\nHint: {hint}\n")), "{args:?}: {}", ran.stderr);
+    }
+    let ran = repo.call(&["guard", "--", "nonexistent"]).exits(1);
+    assert!(!ran.stderr.contains("worktx run"), "{}", ran.stderr);
+    assert!(!repo.has_ledger(), "nothing was made");
+}
+
+#[test]
+fn who_commits_is_asked_for_in_the_same_words() {
+    let repo = Repo::new();
+    fs::write(repo.home().join(".gitconfig"), "[safe]\n\tdirectory = *\n").expect("written");
+    let status = repo.call(&["status", "--json"]).exits(0).json();
+    assert_eq!(status["refusals"][0]["reason"], "no_identity");
+    let hint = status["refusals"][0]["hint"].as_str().expect("text").to_owned();
+    let ran = repo.run(&[], "true").exits(21);
+    assert_eq!(ran.json()["reason"], "no_identity");
+    assert!(ran.stderr.contains(&hint) && hint.contains("[commit] author"), "{}", ran.stderr);
+    repo.settings("[commit]\nauthor = 'A <a@example.org>'\n");
+    repo.run(&[], "echo x > x").exits(0);
+}
+
+#[test]
+fn a_demonstration_that_nobody_reads_is_no_error() {
+    let repo = Repo::bare_home();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut demo = repo.worktx(&["demo"]);
+    let output = demo.stdout(writer).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(!said.contains("Error"), "{said}");
+}
+
+#[test]
+fn what_gc_has_dropped_is_not_said_to_have_been_refused() {
+    let repo = Repo::new();
+    let id = ["--execution-id", "job"];
+    let commit = repo.run(&id, "echo x > x").exits(0).json()["commit"].clone();
+    repo.settings("[gc]\nattempts = 0\ndays = 0\n");
+    repo.call(&["gc"]).exits(0);
+    let ran = repo.call(&["diff", "job"]).exits(1);
+    assert!(ran.stderr.contains("is success, and gc has dropped"), "{}", ran.stderr);
+    let ran = repo.run(&id, "true").exits(0);
+    assert_eq!((&ran.json()["commit"], &ran.json()["replayed"]), (&commit, &true.into()));
+    assert!(ran.stderr.contains("what was kept of it is dropped"), "{}", ran.stderr);
+    assert!(!ran.stderr.contains("no changes"), "{}", ran.stderr);
 }
