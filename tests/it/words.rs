@@ -28,7 +28,10 @@ fn a_repository_of_another_user_is_used_once_it_is_said_to_be_safe() {
     let refused = repo.call(&["restore", "job"]).exits(21);
     assert!(refused.stderr.contains(&hint), "{}", refused.stderr);
 
+    assert!(doctors(&repo, 1, "repository").contains(&hint));
+
     repo.finish(repo.command("sh").args(["-c", &hint])).exits(0);
+    assert!(doctors(&repo, 0, "repository").starts_with("\"ok\""));
     let status = repo.call(&["status", "--json"]).exits(0).json();
     fits("status", &status);
     assert_eq!(status["can_be_base"], true, "{status:#}");

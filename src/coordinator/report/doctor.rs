@@ -23,7 +23,9 @@ use crate::git::files::root::Root;
 use crate::git::index::IndexError;
 use crate::git::objects::store::Store;
 use crate::git::refs::{Head, Refs};
+use crate::git::workspace::judge;
 use crate::git::workspace::lockfile;
+use crate::git::workspace::refusal::Refusal;
 use crate::hook::install::{self, HOOK, HooksFolder, Presence};
 use crate::journal::{Filter, Ledger};
 use crate::process;
@@ -65,6 +67,7 @@ impl Checks {
 pub fn doctor(context: &Context) -> DoctorDocument {
     let mut checks = Checks(Vec::new());
     git_directory(context, &mut checks);
+    trusted(context, &mut checks);
     openat2(context, &mut checks);
     machine(context, &mut checks);
     state(context, &mut checks);
@@ -92,6 +95,22 @@ fn git_directory(context: &Context, checks: &mut Checks) {
     match workspace.verify(true) {
         Ok(()) => checks.ok("git directory", workspace.git_dir().display()),
         Err(error) => checks.problem("git directory", error, "look at it with: git fsck"),
+    }
+}
+
+fn trusted(context: &Context, checks: &mut Checks) {
+    let Err(refusals) = judge::trusted(&context.workspace, &context.git_env()) else {
+        return checks.ok("repository", "yours, and of a known form");
+    };
+    for refusal in refusals {
+        match refusal {
+            Refusal::UnsafeOwner { path, owner } => {
+                let text = format!("{path} belongs to another user ({owner})");
+                let hint = format!("git config --global --add safe.directory '{path}'");
+                checks.problem("repository", text, &hint);
+            }
+            other => checks.problem("repository", other.code(), "worktx status explains it"),
+        }
     }
 }
 
