@@ -13,6 +13,7 @@ use crate::coordinator::report::documents::{
 };
 use crate::coordinator::words::typed;
 use crate::tx::post_check::PostCheckOutcome;
+use crate::tx::record::Warning;
 use crate::tx::state::PostCheckRecord;
 use crate::tx::tag::StateTag;
 use crate::tx::verdict::Status;
@@ -31,6 +32,9 @@ macro_rules! line {
 mod show;
 
 pub use show::show;
+
+/// Warnings of what a rollback did not put back.
+const STAYS: [&str; 4] = ["nested_gone", "mount_left", "drift_left", "git_changed"];
 
 /// The end of a run.
 pub fn outcome(style: Style, outcome: &Outcome) -> String {
@@ -76,10 +80,13 @@ pub fn outcome(style: Style, outcome: &Outcome) -> String {
                 why(outcome),
                 style.faint(format!("({id}{attempt})"))
             );
+            let stays = |warning: &Warning| STAYS.contains(&warning.code.as_str());
+            let something_stays = outcome.warnings.iter().any(stays);
+            let but = if something_stays { ", but for what is told below" } else { "" };
             if outcome.refs.discarded.is_empty() {
-                line!(out, "  the workspace is as it was before");
+                line!(out, "  the workspace is as it was before{but}");
             } else {
-                line!(out, "  the workspace is as it was before; the rejected work is kept:");
+                line!(out, "  the workspace is as it was before{but}; the rejected work is kept:");
                 line!(out, "    {}", typed("diff", &outcome.execution_id, ""));
                 line!(out, "    {}", typed("restore", &outcome.execution_id, ""));
             }

@@ -11,6 +11,7 @@ use crate::coordinator::error::Failure;
 use crate::coordinator::report::documents::ReconciledAttempt;
 use crate::coordinator::session::Session;
 use crate::coordinator::settle::reconcile;
+use crate::coordinator::words::typed;
 use crate::journal::{Attempt, Filter};
 use crate::tx::id::ExecutionId;
 use crate::tx::record::Warning;
@@ -29,12 +30,14 @@ pub(super) fn settled_first(attempt: &ReconciledAttempt) -> Option<Warning> {
     let key = format!("{}/{}", attempt.execution_id, attempt.attempt);
     let message = match attempt.state {
         StateTag::Done => format!("{key} had won, and was brought to its end first"),
-        StateTag::RolledBack => format!(
-            "{key}, which was left unsettled, was rolled back first ({}); what it left is kept: worktx diff {} --attempt {}",
-            attempt.reason.as_deref().unwrap_or_default(),
-            attempt.execution_id,
-            attempt.attempt
-        ),
+        StateTag::RolledBack => {
+            let reason = attempt.reason.as_deref().unwrap_or_default();
+            let number = format!("--attempt {}", attempt.attempt);
+            let diff = typed("diff", &attempt.execution_id, &number);
+            format!(
+                "{key}, which was left unsettled, was rolled back first ({reason}); what it left is kept: {diff}"
+            )
+        }
         _ => return None,
     };
     Some(Warning { code: "settled_first".to_owned(), message })
