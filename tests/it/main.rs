@@ -28,6 +28,7 @@ mod crash_turn;
 mod edges;
 mod lab;
 mod operator;
+mod planted;
 mod power_loss;
 mod readers;
 mod reconcile;

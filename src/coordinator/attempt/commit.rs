@@ -166,7 +166,8 @@ impl Driver<'_> {
         // Not by what this process holds open: that outlives its name.
         let alternates = self.session.store.alternates();
         let store = Store::open_with(self.session.workspace.common_dir(), alternates)?;
-        let gaps = tree::closure(&store, seal.candidate, Some(self.spec.base), &|_| true)?;
+        let (base, shallow) = (Some(self.spec.base), self.shallow()?);
+        let gaps = tree::closure(&store, seal.candidate, base, &shallow, &|_| true)?;
         if let Some(gap) = gaps.first() {
             return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
         }

@@ -6,7 +6,7 @@
 //! # Limitations
 //! A file above 4 MiB is compared and not kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,8 +62,18 @@ impl Driver<'_> {
             Some(now) => now,
             None => self.guarded_now()?,
         };
+        Ok((self.guarded_before()?, now))
+    }
+
+    /// The commits at which history ends where the clone was shallow at open. Not the turn's word:
+    /// it could hide what its own commits hold.
+    pub(super) fn shallow(&self) -> Result<BTreeSet<Oid>, Stop> {
+        Ok(self.guarded_before()?.shallow())
+    }
+
+    fn guarded_before(&self) -> Result<Arc<Snapshot>, Stop> {
         if let Some(before) = &self.live.git_directory {
-            return Ok((before.clone(), now));
+            return Ok(before.clone());
         }
         let path = self.session.place.attempt(&self.key).join(NAME);
         // Trying again would not bring it back.
@@ -72,7 +82,7 @@ impl Driver<'_> {
         };
         let bytes = std::fs::read(&path).map_err(|error| lost(&error))?;
         let before: Snapshot = serde_json::from_slice(&bytes).map_err(|error| lost(&error))?;
-        Ok((Arc::new(before), now))
+        Ok(Arc::new(before))
     }
 
     fn guarded_now(&self) -> Result<Snapshot, Stop> {
@@ -188,8 +198,7 @@ impl Driver<'_> {
         let before: BTreeMap<&RefName, Oid> =
             self.spec.other_refs.iter().map(|(name, id)| (name, *id)).collect();
         let after: BTreeMap<&RefName, Oid> = now.iter().map(|(name, id)| (name, *id)).collect();
-        let names: std::collections::BTreeSet<&RefName> =
-            before.keys().chain(after.keys()).copied().collect();
+        let names: BTreeSet<&RefName> = before.keys().chain(after.keys()).copied().collect();
         let moved: Vec<&RefName> = names
             .into_iter()
             .filter(|name| **name != own && before.get(name) != after.get(name))
@@ -198,7 +207,7 @@ impl Driver<'_> {
             return;
         }
         let ids = moved.iter().flat_map(|name| [before.get(name), after.get(name)]);
-        let ids: std::collections::BTreeSet<Oid> = ids.flatten().copied().collect();
+        let ids: BTreeSet<Oid> = ids.flatten().copied().collect();
         let moved: Vec<String> = moved
             .into_iter()
             .map(|name| {
@@ -224,7 +233,7 @@ impl Driver<'_> {
 
     /// Keeps commits alive under one rescue pin. What is no commit (a tag's own object), and what
     /// is gone already, is left out.
-    fn pin_commits(&mut self, ids: &std::collections::BTreeSet<Oid>) -> Result<(), Stop> {
+    fn pin_commits(&mut self, ids: &BTreeSet<Oid>) -> Result<(), Stop> {
         let store = &self.session.store;
         let commits: Vec<Oid> = ids
             .iter()

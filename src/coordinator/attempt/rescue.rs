@@ -115,7 +115,8 @@ impl Driver<'_> {
         let base = self.spec.base;
         let Some(tip) = tip.filter(|tip| *tip != base) else { return Ok(base) };
         self.make_durable(Some(tip))?;
-        let gaps = tree::closure(&self.session.store, tip, Some(base), &|_| false)?;
+        let shallow = self.shallow()?;
+        let gaps = tree::closure(&self.session.store, tip, Some(base), &shallow, &|_| false)?;
         let Some(gap) = gaps.first() else { return Ok(tip) };
         let message = format!("the turn's own commit {tip} cannot be kept: {} {}", gap.id, gap.why);
         self.record.warn("own_commits_damaged", message);

@@ -189,8 +189,8 @@ impl Driver<'_> {
             made.edits.values().flatten().map(|(_, id)| *id).filter(|id| pack.wrote(*id)).collect();
         let size = pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
         store.refresh();
-        let gaps =
-            tree::closure(store, candidate, Some(self.spec.base), &|id| written.contains(&id))?;
+        let (base, shallow) = (Some(self.spec.base), self.shallow()?);
+        let gaps = tree::closure(store, candidate, base, &shallow, &|id| written.contains(&id))?;
         if let Some(gap) = gaps.first() {
             return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
         }
@@ -338,7 +338,10 @@ impl Driver<'_> {
         let store = &self.session.store;
         let rules = view::rules(&self.spec);
         let mut base_view = View::new(&rules, Source::Base(base_rules));
-        for commit in store.commits_between(self.spec.base, tip)? {
+        let commits = store
+            .commits_between(self.spec.base, tip, &self.shallow()?)
+            .map_err(|error| Stop::damaged(format!("the turn's own commits: {}", chain(&error))))?;
+        for commit in commits {
             let tree = store.commit(commit)?.tree;
             for (path, before, after) in store.diff_trees(self.spec.base_tree, tree)? {
                 let Some((mode, id)) = after else { continue };

@@ -14,7 +14,7 @@
 
 pub mod putback;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +23,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::base::hex::hex;
-use bstr::BString;
+use bstr::{BString, ByteSlice as _};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,7 @@ use crate::git::config::programkeys::runs_program;
 use crate::git::files::hexbytes;
 use crate::git::files::smallfile::LIMIT;
 use crate::git::workspace::Workspace;
+use crate::tx::id::Oid;
 use crate::tx::path::RepoPath;
 
 /// Files looked at in one snapshot.
@@ -266,6 +267,13 @@ impl Snapshot {
         let mut begun: Vec<&RepoPath> = now.files.keys().filter(begun).collect();
         begun.retain(|path| SAY_SO.contains(&path.name()));
         begun.into_iter().min_by_key(|path| SAY_SO.iter().position(|name| *name == path.name()))
+    }
+
+    /// The commits whose parents a shallow clone does not have.
+    pub fn shallow(&self) -> BTreeSet<Oid> {
+        let file = RepoPath::new("shallow").ok().and_then(|path| self.bytes(&path));
+        let ids = file.unwrap_or_default().lines().filter_map(|line| line.to_str().ok());
+        ids.filter_map(|id| id.trim().parse().ok()).collect()
     }
 
     /// The paths of both snapshots, each once.

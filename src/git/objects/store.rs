@@ -7,10 +7,11 @@
 //!
 //! # Limitations
 //! SHA-1. Objects are read whole. Trees deeper than [`MAX_DEPTH`] are an error, as in git. A clock
-//! that is wrong by more than a week may hide that a commit descends from another.
+//! that is wrong by more than a week may hide that a commit descends from another, and so does a
+//! commit between them that is missing.
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -331,7 +332,8 @@ impl Store {
         Ok(changes)
     }
 
-    /// Whether `tip` is `ancestor` or has it in its history.
+    /// Whether `tip` is `ancestor` or has it in its history, as far as that is there: a shallow clone
+    /// lacks some of it.
     pub fn is_descendant(&self, tip: Oid, ancestor: Oid) -> Result<bool, StoreError> {
         if tip == ancestor {
             return Ok(true);
@@ -347,17 +349,33 @@ impl Store {
                 if parent == ancestor {
                     return Ok(true);
                 }
-                if seen.insert(parent) {
-                    queue.push(Dated { time: self.commit(parent)?.time, id: parent });
+                if seen.insert(parent)
+                    && let Some(time) = self.time_of(parent)?
+                {
+                    queue.push(Dated { time, id: parent });
                 }
             }
         }
         Ok(false)
     }
 
+    /// When a commit was made; `None` where it is not there.
+    fn time_of(&self, id: Oid) -> Result<Option<i64>, StoreError> {
+        match self.commit(id) {
+            Ok(commit) => Ok(Some(commit.time)),
+            Err(StoreError::Odb(OdbError::Missing(_))) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The commits that `tip` has in its history (itself included) and `base` has not, newest
-    /// first.
-    pub fn commits_between(&self, base: Oid, tip: Oid) -> Result<Vec<Oid>, StoreError> {
+    /// first. Parents of `shallow` commits need not be there: where a shallow clone was cut off.
+    pub fn commits_between(
+        &self,
+        base: Oid,
+        tip: Oid,
+        shallow: &BTreeSet<Oid>,
+    ) -> Result<Vec<Oid>, StoreError> {
         // Flags per commit: true once it is known to be in the history of the base.
         let mut known: HashMap<Oid, bool> = HashMap::from([(base, true)]);
         known.entry(tip).or_insert(false);
@@ -382,6 +400,11 @@ impl Store {
                 listed.push(id);
             }
             for parent in self.commit(id)?.parents {
+                let time = match self.time_of(parent)? {
+                    Some(time) => time,
+                    None if shallow.contains(&id) => continue,
+                    None => return Err(OdbError::Missing(parent).into()),
+                };
                 match known.get(&parent).copied() {
                     None => {
                         known.insert(parent, of_base);
@@ -394,7 +417,7 @@ impl Store {
                     }
                     Some(_) => continue,
                 }
-                queue.push(Dated { time: self.commit(parent)?.time, id: parent });
+                queue.push(Dated { time, id: parent });
             }
         }
         listed.retain(|id| !known[id]);

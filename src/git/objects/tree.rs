@@ -5,7 +5,7 @@
 //! # Limitations
 //! Trees deeper than [`MAX_DEPTH`] are an error, as in git.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bstr::{BString, ByteSlice as _};
 
@@ -248,12 +248,14 @@ pub struct Gap {
 /// Every object that `commit` needs and `known_base` does not have: is it there, and is it what
 /// its id says? The answer lists what is not; empty is good.
 ///
-/// Commits between the two are looked at too. `trusted` names blobs whose bytes need not be read
-/// again, because this process has just written them ([`PackWriter::wrote`]); they must be there.
+/// Commits between the two are looked at too; what is before `shallow` ones need not be there
+/// ([`Store::commits_between`]). `trusted` names blobs whose bytes need not be read again, because
+/// this process has just written them ([`PackWriter::wrote`]); they must be there.
 pub fn closure(
     store: &Store,
     commit: Oid,
     known_base: Option<Oid>,
+    shallow: &BTreeSet<Oid>,
     trusted: &dyn Fn(Oid) -> bool,
 ) -> Result<Vec<Gap>, StoreError> {
     let mut gaps = Vec::new();
@@ -261,7 +263,7 @@ pub fn closure(
     let mut base_tree = None;
     if let Some(base) = known_base {
         base_tree = Some(store.commit(base)?.tree);
-        match store.commits_between(base, commit) {
+        match store.commits_between(base, commit, shallow) {
             Ok(between) => commits = between,
             Err(error) => gaps.push(gap(commit, None, error)?),
         }

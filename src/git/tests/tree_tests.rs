@@ -114,9 +114,9 @@ fn a_missing_object_is_found_before_anything_names_it() {
     repo.write("dir/b", "changed");
     let tip = repo.commit("candidate");
     let store = repo.store();
-    let none = |_: Oid| false;
-    assert!(closure(&store, tip, Some(base), &none).unwrap().is_empty());
-    assert!(closure(&store, tip, None, &none).unwrap().is_empty());
+    let (full, none) = (BTreeSet::new(), |_: Oid| false);
+    assert!(closure(&store, tip, Some(base), &full, &none).unwrap().is_empty());
+    assert!(closure(&store, tip, None, &full, &none).unwrap().is_empty());
     let id = |name: &str| repo.id(name);
     for (lost, at) in [
         (id("HEAD:dir/b"), Some("dir/b")),
@@ -128,17 +128,17 @@ fn a_missing_object_is_found_before_anything_names_it() {
     ] {
         let aside = repo.root.join("aside");
         std::fs::rename(loose(&repo, lost), &aside).unwrap();
-        let gaps = closure(&repo.store(), tip, Some(base), &none).unwrap();
+        let gaps = closure(&repo.store(), tip, Some(base), &full, &none).unwrap();
         assert!(gaps.iter().any(|gap| gap.id == lost), "{gaps:?}");
         assert!(gaps.iter().any(|gap| gap.path == at.map(path)), "{gaps:?}");
-        let trusted = closure(&repo.store(), tip, Some(base), &|_| true).unwrap();
+        let trusted = closure(&repo.store(), tip, Some(base), &full, &|_| true).unwrap();
         assert_eq!(trusted.len(), gaps.len(), "trusted is not: need not be there");
         std::fs::rename(&aside, loose(&repo, lost)).unwrap();
     }
     // Of the base nothing is asked.
     std::fs::remove_file(loose(&repo, id("HEAD:a"))).unwrap();
-    assert!(closure(&repo.store(), tip, Some(base), &none).unwrap().is_empty());
-    assert_eq!(closure(&repo.store(), tip, None, &none).unwrap().len(), 1);
+    assert!(closure(&repo.store(), tip, Some(base), &full, &none).unwrap().is_empty());
+    assert_eq!(closure(&repo.store(), tip, None, &full, &none).unwrap().len(), 1);
 }
 
 #[test]

@@ -1,0 +1,93 @@
+//! What a turn leaves in the git directory, or makes of a folder of the base, and clones that lack
+//! some of their history. None of it may keep the next attempt from its base.
+
+use crate::lab::{JOB, Lab};
+use crate::support::Repo;
+
+/// A clone of two commits on each of two branches, with more before them.
+fn shallow() -> Lab {
+    let source = Repo::new();
+    let commit = |name: &str| {
+        source.write(name, name);
+        source.git(&["add", "-A"]);
+        source.git(&["commit", "-qm", name]);
+    };
+    commit("one");
+    source.git(&["checkout", "-qb", "side"]);
+    for name in ["s1", "s2", "s3"] {
+        commit(name);
+    }
+    source.git(&["checkout", "-q", "main"]);
+    for name in ["two", "three"] {
+        commit(name);
+    }
+    let repo = Repo::bare_home();
+    let (from, to) = (format!("file://{}", source.root.display()), repo.root.display().to_string());
+    let clone = ["clone", "-q", "--depth", "2", "--no-single-branch", &from, &to];
+    repo.git_in(&repo.outside(), &clone);
+    let lab = Lab::on(repo, |_| {});
+    assert_eq!(lab.repo.git(&["rev-parse", "--is-shallow-repository"]), "true");
+    lab
+}
+
+const OWN: &str = "echo t >> README.md; git commit -qam own";
+const MERGE: &str = "git merge -q --no-edit --allow-unrelated-histories -m own origin/side";
+
+/// The pin of what was undone stands on the turn's own last commit.
+#[track_caller]
+fn own_commits_are_kept(lab: &Lab) {
+    let subject = ["log", "-1", "--format=%s", "refs/worktx/tx/job/1/discarded/1^"];
+    assert_eq!(lab.repo.git(&subject), "own");
+    lab.as_before();
+    lab.laws();
+}
+
+#[test]
+fn a_shallow_clone_is_a_base() {
+    for script in ["true", OWN, MERGE] {
+        let lab = shallow();
+        lab.repo.run(JOB, &format!("{script}; echo x > x")).exits(0);
+        assert_eq!(lab.repo.git(&["show", "HEAD:x"]), "x", "{script}");
+        lab.laws();
+    }
+    for script in [OWN, MERGE] {
+        let lab = shallow();
+        let ran = lab.repo.run(JOB, &format!("{script}; echo x > x; exit 3")).exits(10);
+        assert!(!ran.stdout.contains("own_commits_damaged"), "{}", ran.stdout);
+        own_commits_are_kept(&lab);
+    }
+}
+
+#[test]
+fn a_shallow_clone_after_a_crash() {
+    let lab = shallow();
+    lab.killed_at("seal_recorded", JOB, &format!("{MERGE}; echo x > x"));
+    lab.reconcile();
+    assert_eq!(lab.repo.git(&["show", "HEAD:x"]), "x");
+    lab.laws();
+    let lab = shallow();
+    lab.killed_at("rollback_recorded", JOB, &format!("{MERGE}; echo x > x; exit 3"));
+    lab.reconcile();
+    own_commits_are_kept(&lab);
+}
+
+/// What a turn says of where history ends hides nothing of its own commits.
+#[test]
+fn a_turn_does_not_say_where_history_ends() {
+    let hide = "echo secret > ignored/key; git add -f ignored/key; git commit -qm one; \
+                git rm -q ignored/key; git commit -qm two; git rev-parse HEAD >> .git/shallow";
+    for lab in [shallow(), Lab::new()] {
+        let ran = lab.repo.run(JOB, hide);
+        assert!([11, 20].contains(&ran.code), "{}{}", ran.stdout, ran.stderr);
+        assert_ne!(lab.status_of("job"), "success");
+    }
+    // A parent that is nowhere is no end of history, shallow or not.
+    let forge = "id=$(git cat-file commit HEAD | sed 's/^author/parent 1111111111111111111111111111111111111111\\n&/' | \
+                 sed \"s/^parent [^1].*/parent $(git rev-parse HEAD)/\" | git hash-object -t commit -w --stdin --literally); \
+                 git reset -q --hard $id; git rev-parse HEAD >> .git/shallow";
+    for lab in [shallow(), Lab::new()] {
+        let ran = lab.repo.run(JOB, forge).exits(20);
+        assert_eq!(ran.json()["reason"], "workspace_damaged", "{}", ran.stdout);
+        lab.l3_no_limbo();
+    }
+}
