@@ -1,8 +1,11 @@
 //! What a turn leaves in the git directory, or makes of a folder of the base, and clones that lack
 //! some of their history. None of it may keep the next attempt from its base.
 
+use std::fs;
+
 use crate::lab::{JOB, Lab};
-use crate::support::Repo;
+use crate::server::start;
+use crate::support::{Ran, Repo};
 
 /// A clone of two commits on each of two branches, with more before them.
 fn shallow() -> Lab {
@@ -90,4 +93,61 @@ fn a_turn_does_not_say_where_history_ends() {
         assert_eq!(ran.json()["reason"], "workspace_damaged", "{}", ran.stdout);
         lab.l3_no_limbo();
     }
+}
+
+const REPOSITORIES: [&str; 5] = [
+    "git init -q src",
+    "mkdir src/.git",
+    "echo bytes > src/.git",
+    "ln -s bytes src/.git",
+    "git init -q empty; echo new > empty/new",
+];
+
+/// It is said that something is not committed.
+#[track_caller]
+fn warned(ran: &Ran, word: &str) {
+    let warnings = ran.json()["warnings"].to_string();
+    assert!(warnings.contains("not_committed") && warnings.contains(word), "{warnings}");
+}
+
+fn a_folder_becomes_a_repository(script: &str, with_server: bool) {
+    let dir = if script.contains("empty") { "empty" } else { "src" };
+    let mark = format!("{dir}/.git");
+    let lab = Lab::new();
+    let server = with_server.then(|| start(&lab.repo, &[]));
+    let change = "echo x > x; echo more >> src/lib.rs";
+    let fail = |script: &str| lab.repo.run(&[], &format!("{script}; {change}; exit 3")).exits(10);
+    fail(script);
+    assert!(fs::symlink_metadata(lab.repo.path(&mark)).is_err(), "{script}");
+    lab.as_before();
+    let ran = lab.repo.run(&["--check", "true"], &format!("{script}; {change}")).exits(0);
+    warned(&ran, &mark);
+    assert!(fs::symlink_metadata(lab.repo.path(&mark)).is_ok(), "{script}");
+    let names = lab.repo.git(&["ls-tree", "-r", "--name-only", "HEAD"]);
+    assert!(names.contains("\nx") && !names.contains(".git/"), "{names}");
+    assert!(lab.repo.git(&["show", "HEAD:src/lib.rs"]).ends_with("more"));
+    // It is there at the next open: no change of that turn.
+    lab.repo.run(&[], "echo y > y; echo again >> src/lib.rs; exit 3").exits(10);
+    assert!(fs::symlink_metadata(lab.repo.path(&mark)).is_ok(), "{script}");
+    lab.repo.run(&[], "echo y > y; echo again >> src/lib.rs").exits(0);
+    assert!(lab.repo.git(&["show", "HEAD:src/lib.rs"]).ends_with("again"));
+    drop(server);
+    lab.l2_never_blessed();
+    if !with_server {
+        lab.l3_no_limbo();
+    }
+}
+
+#[test]
+fn a_repository_in_a_folder_of_the_base() {
+    for script in REPOSITORIES {
+        a_folder_becomes_a_repository(script, false);
+    }
+    a_folder_becomes_a_repository(REPOSITORIES[0], true);
+    let lab = Lab::new();
+    let script = "echo bytes > src/.git; echo x > x; exit 3";
+    lab.repo.run(JOB, script).exits(10);
+    let spilled = lab.repo.git_dir().join("worktx/spill/job-1/1");
+    assert_eq!(fs::read_to_string(spilled).expect("moved aside"), "bytes\n");
+    lab.laws();
 }

@@ -32,7 +32,7 @@ use std::os::fd::AsFd as _;
 use sha1::{Digest as _, Sha1};
 
 use crate::base::clock::file_clock_ns;
-use crate::git::files::root::{Root, RootError, seen_of};
+use crate::git::files::root::{Root, RootError, marks_repository, seen_of};
 use crate::git::manifest::IgnoredRules;
 use crate::git::manifest::snapshot::Snapshot;
 use crate::git::manifest::touched::Touched;
@@ -268,6 +268,10 @@ pub fn raw_id(
         }
         _ => match root.stat(path)? {
             Some(now) if now.kind == found.kind => Ok(done(Oid::ZERO)),
+            // `.git` in a folder of the base: what makes that a repository stands for it.
+            Some(now) if found.kind == Kind::NestedRepository && marks_repository(now.kind) => {
+                Ok(done(Oid::ZERO))
+            }
             _ => Err(unstable()),
         },
     }
