@@ -151,3 +151,40 @@ fn a_repository_in_a_folder_of_the_base() {
     assert_eq!(fs::read_to_string(spilled).expect("moved aside"), "bytes\n");
     lab.laws();
 }
+
+const INDEXES: [&str; 6] = [
+    "mv .git/index i2; ln -s ../i2 .git/index",
+    "rm .git/index; ln -s nowhere .git/index",
+    "rm .git/index; mkfifo .git/index",
+    "rm .git/index; mkdir .git/index",
+    "echo garbage > .git/index",
+    "chmod 0 .git/index; echo garbage > i; mv i .git/index; chmod 0 .git/index",
+];
+
+#[test]
+fn an_index_that_is_no_file() {
+    for own in ["", "echo own >> README.md; git commit -qam own; "] {
+        for script in INDEXES {
+            let lab = Lab::new();
+            lab.repo.run(JOB, &format!("{own}{script}; echo x > x; exit 3")).exits(10);
+            lab.as_before();
+            assert_eq!(lab.repo.status(), "?? dangling\n?? notes.txt", "{script}");
+            lab.laws();
+
+            let lab = Lab::new();
+            let ran = lab.repo.run(JOB, &format!("{own}{script}; echo x > x")).exits(20);
+            assert_eq!(ran.json()["reason"], "workspace_damaged", "{script}");
+            lab.repo.call(&["resolve", "job", "--discard"]).exits(0);
+            lab.as_before();
+            lab.laws();
+        }
+    }
+    // One with something in it is nobody's to throw away.
+    let lab = Lab::new();
+    let ran = lab.repo.run(JOB, "rm .git/index; mkdir -p .git/index/x; exit 3").exits(20);
+    assert_eq!(ran.json()["reason"], "restore_blocked");
+    fs::remove_dir_all(lab.repo.git_dir().join("index")).expect("removed");
+    lab.repo.call(&["resolve", "job", "--discard"]).exits(0);
+    lab.as_before();
+    lab.laws();
+}

@@ -306,18 +306,17 @@ impl Driver<'_> {
 
     fn read_turn_index(&self) -> Result<TurnIndex, Stop> {
         let git_dir = self.session.workspace.git_dir();
-        let digest = index::known::digest_now(git_dir)?;
+        let unread = |why: &dyn std::error::Error| {
+            Stop::damaged(format!("the index cannot be read: {}", chain(why)))
+        };
+        let digest = index::known::digest_now(git_dir).map_err(|error| unread(&error))?;
         if digest.map(|digest| hex(&digest)) == self.spec.index_digest {
             let of_base = digest;
             let meaning = self.spec.index_meaning.clone();
             return Ok(TurnIndex { meaning, paths: None, of_base });
         }
-        let index = match index::load(git_dir)? {
-            None => Index::empty(),
-            Some(bytes) => Index::parse(&bytes).map_err(|error| {
-                Stop::damaged(format!("the index cannot be read: {}", chain(&error)))
-            })?,
-        };
+        let index = index::read(git_dir).map_err(|error| unread(&error))?;
+        let index = index.unwrap_or_else(Index::empty);
         let meaning = hex(&index.meaning().0);
         let same = meaning == self.spec.index_meaning;
         let paths = (!same).then(|| index.paths_stage0().map(|p| p.to_vec()).collect());

@@ -24,7 +24,7 @@ use crate::coordinator::attempt::turn::branch_moved;
 use crate::coordinator::error::Failure;
 use crate::coordinator::report::view;
 use crate::gate::{Answer, EmbeddedGate};
-use crate::git::index;
+use crate::git::index::{self, Index};
 use crate::git::promote::{self, Move};
 use crate::git::refs::Head;
 use crate::git::refs::locks::{self, LockError};
@@ -227,14 +227,13 @@ impl Driver<'_> {
     fn rewind(&mut self, tip: Oid) -> Result<(), Stop> {
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
         let held = locks::take(&target, self.bound()).map_err(lock_stop)?;
-        let index_before = promote::index_meaning(&target)
-            .map_err(|error| Stop::damaged(crate::coordinator::attempt::drive::chain(&error)))?;
         let who = signature(&self.spec.author);
         let message = format!("worktx {}: rolled back", self.key);
         let plan = Move {
             from: tip,
             to: self.spec.base,
-            index_before,
+            // Nobody asks: it is put back later, and may be damaged now.
+            index_before: Index::empty().meaning(),
             index_changes: false,
             who: &who,
             message: &message,
@@ -250,9 +249,11 @@ impl Driver<'_> {
 
     /// Puts the index back as it was saved at open, if it is another.
     fn put_back_index(&mut self) -> Result<(), Stop> {
-        let now = index::known::digest_now(self.session.workspace.git_dir())?;
-        if now.map(|digest| hex(&digest)) == self.spec.index_digest {
-            return Ok(());
+        match index::known::digest_now(self.session.workspace.git_dir()) {
+            Ok(now) if now.map(|digest| hex(&digest)) == self.spec.index_digest => return Ok(()),
+            Ok(_) => {}
+            // A link, a pipe, or closed to everybody: not what was saved, and replaced like it.
+            Err(error) => tracing::warn!(%error, "the index cannot be read, and is replaced"),
         }
         let saved = match &self.spec.index_digest {
             None => None,

@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::base::clock::file_clock_ns;
 use crate::base::hex::hex;
-use crate::git::files::dir::{Dir, DirError};
+use crate::git::files::dir::DirError;
 use crate::git::files::root::seen_of;
 use crate::git::index;
 use crate::git::index::{Index, IndexError, Meaning};
@@ -158,8 +158,7 @@ fn look(file: &File) -> std::io::Result<Seen> {
 /// none.
 pub fn read(git_dir: &Path) -> Result<Option<(Vec<u8>, IndexDigest)>, DirError> {
     let failed = failed(git_dir);
-    let dir = Dir::open(git_dir)?;
-    let Some(mut file) = dir.open_file(NAME.as_bytes())? else { return Ok(None) };
+    let Some(mut file) = index::open(git_dir)? else { return Ok(None) };
     let before = look(&file).map_err(&failed)?;
     let size = usize::try_from(before.stat.size).unwrap_or(0);
     let mut bytes = Vec::with_capacity(size.saturating_add(1));
@@ -177,10 +176,6 @@ fn see(git_dir: &Path, seen: Seen, digest: IndexDigest) {
     let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
     files.truncate(MOST - 1);
     files.push_front(SeenFile { git_dir: git_dir.to_owned(), seen, digest });
-}
-
-fn open_now(git_dir: &Path) -> Result<Option<File>, DirError> {
-    Dir::open(git_dir)?.open_file(NAME.as_bytes())
 }
 
 /// Whether a file has bytes that were read before; then it is known as it looks now.
@@ -243,7 +238,7 @@ pub fn meaning_as_written(file: &File) -> std::io::Result<Option<Meaning>> {
 
 /// Lets this module know that bytes with a digest and a trailer were just put in place of the index.
 pub fn placed(git_dir: &Path, digest: IndexDigest, trailer: Trailer) {
-    if let Ok(Some(file)) = open_now(git_dir) {
+    if let Ok(Some(file)) = index::open(git_dir) {
         written(git_dir, &file, digest, trailer);
     }
 }
@@ -282,7 +277,7 @@ pub fn to_note(
 
 /// Whether the index is the one that was noted: then it is known from now on.
 pub fn is_noted(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<bool, DirError> {
-    let Some(file) = open_now(git_dir)?.filter(|_| noted.boot_id == boot_id) else {
+    let Some(file) = index::open(git_dir)?.filter(|_| noted.boot_id == boot_id) else {
         return Ok(false);
     };
     if !recognise(git_dir, &file, noted.seen, noted.digest) {
@@ -320,7 +315,7 @@ pub fn prove(git_dir: &Path, boot_id: &str, noted: &Noted) -> Result<Proof, DirE
     if noted.boot_id != boot_id || noted.seen.stat_is_proof {
         return Ok(Proof::Nothing);
     }
-    let Some(file) = open_now(git_dir)? else { return Ok(Proof::Nothing) };
+    let Some(file) = index::open(git_dir)? else { return Ok(Proof::Nothing) };
     let Ok(now) = look(&file) else { return Ok(Proof::Nothing) };
     Ok(match noted.seen.likeness(&now) {
         Likeness::IfWhole if !now.stat_is_proof => Proof::TooYoung(until_proof(&now.stat)),
@@ -342,7 +337,7 @@ pub fn digest_now(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
 /// Whether the index file of a git directory looks like the one with this digest that this process
 /// has read or written: its bytes are not looked at.
 pub fn looks_known(git_dir: &Path, digest: IndexDigest) -> Result<bool, DirError> {
-    let Some(file) = open_now(git_dir)? else { return Ok(false) };
+    let Some(file) = index::open(git_dir)? else { return Ok(false) };
     let Ok(now) = look(&file) else { return Ok(false) };
     let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
     let is_like = |known: &SeenFile| {
@@ -363,7 +358,7 @@ pub struct KnownFile {
 impl KnownFile {
     /// The index file of a git directory, where it looks like the one with this digest.
     pub fn open(git_dir: &Path, digest: IndexDigest) -> Result<Option<Self>, DirError> {
-        let Some(file) = open_now(git_dir)? else { return Ok(None) };
+        let Some(file) = index::open(git_dir)? else { return Ok(None) };
         let Ok(now) = look(&file) else { return Ok(None) };
         let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
         let mut of_digest = files.iter().filter(|known| known.digest == digest);
@@ -401,7 +396,7 @@ impl KnownFile {
 }
 
 fn known_file(git_dir: &Path) -> Result<Option<IndexDigest>, DirError> {
-    let Some(file) = open_now(git_dir)? else { return Ok(None) };
+    let Some(file) = index::open(git_dir)? else { return Ok(None) };
     let Ok(now) = look(&file) else { return Ok(None) };
     let known = {
         let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);

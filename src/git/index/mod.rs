@@ -18,6 +18,8 @@ pub mod splice;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
@@ -131,9 +133,26 @@ pub struct Index {
 #[serde(transparent)]
 pub struct Meaning(pub [u8; 32]);
 
+/// The index file, links not followed; `None` where there is none. A folder in its place is an
+/// error: it means no empty index, and nothing can be put in its place.
+fn open(git_dir: &Path) -> Result<Option<File>, DirError> {
+    let dir = Dir::open(git_dir)?;
+    match dir.open_file(b"index")? {
+        None if dir.dir(b"index")?.is_some() => {
+            let error = std::io::Error::from(std::io::ErrorKind::IsADirectory);
+            Err(DirError::new("read", &dir.path_of(b"index"), error))
+        }
+        file => Ok(file),
+    }
+}
+
 /// The bytes of an index file, links not followed; `None` where there is none.
 pub fn load(git_dir: &Path) -> Result<Option<Vec<u8>>, DirError> {
-    Dir::open(git_dir)?.read(b"index")
+    let Some(mut file) = open(git_dir)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let read = file.read_to_end(&mut bytes);
+    read.map_err(|error| DirError::new("read", &git_dir.join("index"), error))?;
+    Ok(Some(bytes))
 }
 
 /// Reads the index of a work tree; `None` where there is none (as after `git init`).
@@ -549,12 +568,14 @@ pub fn restore(target: &Target, saved: Option<&[u8]>, bound: Duration) -> Result
 }
 
 fn put_back(target: &Target, saved: Option<&[u8]>) -> Result<(), DirError> {
+    let place = target.place(Guarded::Index)?;
+    // No file takes the place of a folder. One with something in it is an operator's to judge.
+    place.dir.remove_dir(&place.name);
     if let Some(bytes) = saved {
         target.write_pending(Guarded::Index, bytes)?;
         target.put_in_place(Guarded::Index)?;
         return target.sync_places(&[Guarded::Index]);
     }
-    let place = target.place(Guarded::Index)?;
     place.dir.unlink(&place.name)?;
     place.dir.sync()
 }
