@@ -188,3 +188,60 @@ fn an_index_that_is_no_file() {
     lab.as_before();
     lab.laws();
 }
+
+#[test]
+fn a_ref_that_is_no_file() {
+    for (name, make) in [
+        ("heads/planted", "ln -s a/f"),
+        ("heads/planted", "ln -s main"),
+        ("heads/planted", "ln -s ."),
+        ("heads/planted", "ln -s ../../../src"),
+        ("heads/planted", "mkfifo"),
+        ("tags", "rm -r .git/refs/tags; ln -s heads"),
+    ] {
+        let lab = Lab::new();
+        let script = format!("{make} .git/refs/{name}; echo x > x");
+        lab.repo.run(&[], &format!("{script}; exit 3")).exits(10);
+        lab.as_before();
+        lab.repo.run(&[], "echo y > y").exits(0);
+        lab.repo.run(&[], "echo z > z; exit 3").exits(10);
+        assert_eq!(lab.repo.git(&["show", "HEAD:y"]), "y", "{script}");
+        fs::remove_file(lab.repo.git_dir().join("refs").join(name)).expect("still there");
+        lab.l1_nothing_lost();
+        lab.l3_no_limbo();
+    }
+}
+
+/// The branch itself, or HEAD: nobody vouches for what it says now.
+#[test]
+fn a_branch_that_is_no_file() {
+    for (file, script) in [
+        ("refs/heads/main", "mv .git/refs/heads/main m; ln -s ../../../m .git/refs/heads/main"),
+        ("refs/heads/main", "rm .git/refs/heads/main; mkfifo .git/refs/heads/main"),
+        ("refs/heads/main", "echo garbage > .git/refs/heads/main"),
+        ("HEAD", "rm .git/HEAD; ln -s refs/heads/main .git/HEAD"),
+    ] {
+        for exit in [0, 3] {
+            let lab = Lab::new();
+            let path = lab.repo.git_dir().join(file);
+            let bytes = fs::read(&path).expect("readable");
+            let ran = lab.repo.run(JOB, &format!("{script}; echo x > x; exit {exit}")).exits(20);
+            assert_eq!(ran.json()["reason"], "branch_moved", "{script}");
+            lab.repo.call(&["reconcile"]).exits(0);
+            // What is kept needs no branch.
+            let keep = exit == 3;
+            if keep {
+                lab.repo.call(&["resolve", "job", "--keep"]).exits(0);
+            }
+            fs::remove_file(&path).expect("there");
+            fs::write(&path, bytes).expect("written");
+            if keep {
+                assert_eq!(lab.repo.git(&["show", "refs/worktx/tx/job/1/rescue/1:x"]), "x");
+            } else {
+                lab.repo.call(&["resolve", "job", "--discard"]).exits(0);
+                lab.as_before();
+            }
+            lab.laws();
+        }
+    }
+}

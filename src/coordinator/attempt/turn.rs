@@ -162,7 +162,10 @@ impl Driver<'_> {
     pub(in crate::coordinator) fn judge_moves(&mut self) -> Result<Option<Oid>, Stop> {
         let branch = self.branch_ref();
         let head = self.session.refs.head()?;
-        let tip = self.session.refs.get(&branch)?;
+        let tip = match self.session.refs.get(&branch) {
+            Err(error @ RefError::Broken { .. }) => return Err(branch_moved(error.to_string())),
+            read => read?,
+        };
         let vouched = crate::hook::guard::read_vouches(&self.vouch_file())
             .map_err(Failure::io("reading what the guard hook vouched for"))?
             .into_iter()

@@ -26,8 +26,7 @@ use crate::coordinator::settle::reconcile;
 use crate::coordinator::spec::AttemptSpec;
 use crate::coordinator::words::typed;
 use crate::gate::{EmbeddedGate, Gate as _};
-use crate::git::refs::Head;
-use crate::git::refs::locks;
+use crate::git::refs::{Head, RefError, locks};
 use crate::git::scan::NewDirectories;
 use crate::git::workspace::lockfile;
 use crate::process::{self, Signals};
@@ -170,7 +169,11 @@ impl Driver<'_> {
                 self.drive()?;
             }
             Choice::Keep => {
-                let tip = self.session.refs.get(&self.branch_ref())?;
+                let tip = match self.session.refs.get(&self.branch_ref()) {
+                    // It names nothing that could be kept.
+                    Err(RefError::Broken { .. }) => None,
+                    read => read?,
+                };
                 *verdict = Some(self.ask_failed()?);
                 self.pin_all(tip.filter(|id| *id != self.spec.base))?;
                 fault::point(Point::KeptPinned);

@@ -39,6 +39,13 @@ impl DirError {
         self.source.raw_os_error() == Some(Errno::LOOP.raw_os_error())
     }
 
+    /// Whether what stands there is neither a file nor a folder, or lies behind a link.
+    pub(crate) fn is_irregular(&self) -> bool {
+        self.source.kind() == io::ErrorKind::InvalidInput
+            || self.is_symlink()
+            || self.is(Errno::NXIO)
+    }
+
     pub(crate) fn is(&self, errno: Errno) -> bool {
         self.source.raw_os_error() == Some(errno.raw_os_error())
     }
@@ -171,7 +178,7 @@ impl Dir {
         match FileType::from_raw_mode(kind) {
             FileType::RegularFile => Ok(Some(File::from(fd))),
             FileType::Directory => Ok(None),
-            _ => Err(fail(io::Error::other("not a regular file"))),
+            _ => Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))),
         }
     }
 

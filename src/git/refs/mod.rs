@@ -5,7 +5,8 @@
 //! with every folder that it made.
 //!
 //! # Limitations
-//! The files format; reftable is refused before. Names that are no UTF-8 are listed as broken.
+//! The files format; reftable is refused before. Names that are no UTF-8 are listed as broken, and
+//! so is what is no file, links too, which git would follow.
 //! The own prefix is nobody else's: a lock that stands there is taken for a crashed one, so the
 //! caller holds the workspace lock. No reflogs are written for it.
 
@@ -87,7 +88,7 @@ pub enum Head {
 pub struct RefList {
     /// Name and id, by name. Symbolic refs stand with the id that they lead to.
     pub refs: Vec<(RefName, Oid)>,
-    /// Names whose file holds no id, or that are no text.
+    /// Names whose file holds no id, that are no file (a link, a pipe), or that are no text.
     pub broken: Vec<RefName>,
 }
 
@@ -121,7 +122,12 @@ impl Refs {
 
     /// HEAD of the work tree.
     pub fn head(&self) -> Result<Head, RefError> {
-        let bytes = self.git.read(b"HEAD")?;
+        let bytes = match self.git.read(b"HEAD") {
+            Err(error) if error.is_irregular() => {
+                return Ok(Head::Other("no file, but a link or a pipe".to_owned()));
+            }
+            read => read?,
+        };
         Ok(match bytes.as_deref().map(parse) {
             Some(Raw::Id(id)) => Head::Detached(id),
             Some(Raw::Symbolic(name)) if name.0.starts_with("refs/heads/") && is_valid(&name) => {
@@ -157,8 +163,8 @@ impl Refs {
         let per_worktree = own.iter().any(|dir| name.0.starts_with(dir));
         let dir =
             if per_worktree || !name.0.starts_with("refs/") { &self.git } else { &self.common };
-        if let Some(bytes) = dir.read(name.0.as_bytes())? {
-            return Ok(Some(parse(&bytes)));
+        if let Some(raw) = read_raw(dir, name.0.as_bytes())? {
+            return Ok(Some(raw));
         }
         let packed = self.common.read(b"packed-refs")?.unwrap_or_default();
         let found = packed_lines(&packed).find(|(_, ref_name)| *ref_name == name.0.as_bytes());
@@ -188,7 +194,7 @@ impl Refs {
         {
             all.insert(name.to_vec(), id.map_or(Raw::Broken, Raw::Id));
         }
-        // A folder that is a planted link is an error, as is anything that is no plain file.
+        // What is a link is broken, and not looked through: a turn may have planted it.
         let mut work = vec![prefix.as_bytes().to_vec()];
         while let Some(folder) = work.pop() {
             let Some(dir) = self.common.dir(&folder)? else { continue };
@@ -201,8 +207,8 @@ impl Refs {
                     work.push(path);
                 } else if !name.ends_with(b".lock") {
                     // Gone since the listing: as if it had never been there.
-                    if let Some(bytes) = dir.read(&name)? {
-                        all.insert(path, parse(&bytes));
+                    if let Some(raw) = read_raw(&dir, &name)? {
+                        all.insert(path, raw);
                     }
                 }
             }
@@ -453,6 +459,14 @@ fn remove_empty(parent: &Dir, name: &[u8]) -> bool {
         }
     }
     parent.remove_dir(name)
+}
+
+/// What a ref's own file says; `None` where there is none.
+fn read_raw(dir: &Dir, name: &[u8]) -> Result<Option<Raw>, DirError> {
+    match dir.read(name) {
+        Err(error) if error.is_irregular() => Ok(Some(Raw::Broken)),
+        read => Ok(read?.map(|bytes| parse(&bytes))),
+    }
 }
 
 fn parse(bytes: &[u8]) -> Raw {

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use rustix::fs::{CWD, FileType, Mode};
+
 use super::Repo;
 use crate::git::refs::{Head, RefError, Refs};
 use crate::tx::id::{Oid, Pin, RefName};
@@ -124,12 +126,13 @@ fn a_planted_link_is_not_followed() {
     let refs = refs(&repo);
     let link = |error: RefError| matches!(&error, RefError::Dir(e) if e.is_symlink());
     assert!(link(refs.pin(PREFIX, &pin("x/1/base", id)).unwrap_err()));
-    assert!(link(refs.list("refs").unwrap_err()));
+    assert!(link(refs.list(PREFIX).unwrap_err()));
+    assert_eq!(refs.list("refs").unwrap().broken, [name("refs/worktx")]);
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
     let head = repo.git_dir().join("HEAD");
     std::fs::rename(&head, outside.join("HEAD")).unwrap();
     std::os::unix::fs::symlink(outside.join("HEAD"), &head).unwrap();
-    assert!(link(refs.head().unwrap_err()));
+    assert!(matches!(refs.head().unwrap(), Head::Other(_)));
 }
 
 #[test]
@@ -162,6 +165,14 @@ fn lists_are_those_of_git() {
     assert_eq!(heads.len(), 2);
     std::fs::write(repo.git_dir().join("refs/heads/bad"), "nonsense").unwrap();
     assert_eq!(refs.list("refs").unwrap().broken, [name("refs/heads/bad")]);
+    std::os::unix::fs::symlink("main", repo.git_dir().join("refs/heads/link")).unwrap();
+    let mut broken = vec![name("refs/heads/bad"), name("refs/heads/link")];
+    assert_eq!(refs.list("refs").unwrap().broken, broken);
+    let pipe = repo.git_dir().join("refs/heads/pipe");
+    rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    broken.push(name("refs/heads/pipe"));
+    assert_eq!(refs.list("refs").unwrap().broken, broken);
+    assert!(matches!(refs.get(&broken[2]).unwrap_err(), RefError::Broken { .. }));
 }
 
 #[test]
