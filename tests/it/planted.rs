@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::lab::{JOB, Lab};
 use crate::server::start;
 use crate::support::{Ran, Repo};
@@ -244,4 +246,36 @@ fn a_branch_that_is_no_file() {
             lab.laws();
         }
     }
+}
+
+/// `git fsck --strict`, and who lets it look at what is pushed, must take what lands and what is
+/// pinned.
+#[test]
+fn names_that_fsck_does_not_take() {
+    for script in [
+        "echo x > \"$Z\"",
+        "mkdir \"$Z\"; echo x > \"$Z/config\"",
+        "mkdir .gitattributes; echo x > .gitattributes/x",
+        "mkdir -p a/.GITmodules; echo x > a/.GITmodules/x",
+    ] {
+        for own in ["", "; git add -A; git commit -qm own"] {
+            let script = format!("Z=$(printf '.g\\342\\200\\214it'); {script}{own}");
+            let lab = Lab::new();
+            let document = lab.repo.run(JOB, &script).exits(11).json();
+            assert_ne!(document["reason"], Value::Null, "{document}");
+            lab.as_before();
+            if own.is_empty() {
+                lab.laws();
+            }
+        }
+    }
+    // What the base has is nobody's new mistake.
+    let lab = Lab::with(|repo| {
+        repo.write(".gitattributes/x", "x\n");
+        repo.git(&["add", "-A", ".gitattributes"]);
+        repo.git(&["commit", "-qm", "old"]);
+    });
+    lab.repo.run(JOB, "echo y >> .gitattributes/x").exits(0);
+    lab.repo.run(&[], "echo z >> .gitattributes/x; exit 3").exits(10);
+    assert_eq!(lab.repo.read(".gitattributes/x"), "x\ny\n");
 }

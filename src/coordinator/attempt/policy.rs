@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::git::config::attributes::Attributes;
-use crate::git::files::names::storable_name;
+use crate::git::files::names::{passes_fsck, storable_path};
 use crate::tx::cause::Cause;
 use crate::tx::entry::{Change, Kind};
 use crate::tx::path::RepoPath;
@@ -87,6 +87,13 @@ impl<'a> Verdicts<'a> {
         push(&mut self.filtered, path);
     }
 
+    /// A path comes into the repository: whoever checks what is pushed must take it.
+    pub(super) fn name(&mut self, path: &RepoPath, is_symlink: bool) {
+        if !passes_fsck(path, is_symlink) {
+            self.unstorable(path, "git fsck does not take this name");
+        }
+    }
+
     /// Why the turn is rolled back, if it is.
     pub(super) fn cause(self) -> Option<Cause> {
         if let Some(why) = self.unfit {
@@ -142,14 +149,10 @@ pub(super) fn judge_changes(
             verdicts.unstorable(&change.path, "git cannot open a path as long as this");
         }
         let link = found.kind == Kind::Symlink;
-        let last = change.path.parts().count() - 1;
-        let bad = change
-            .path
-            .parts()
-            .enumerate()
-            .any(|(at, name)| !storable_name(name, link && at == last));
-        if bad {
+        if !storable_path(&change.path, link) {
             verdicts.unstorable(&change.path, "git does not take this name");
+        } else if !tracked {
+            verdicts.name(&change.path, link);
         }
     }
 }

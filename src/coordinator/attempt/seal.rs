@@ -348,6 +348,9 @@ impl Driver<'_> {
                     verdicts.unstorable(&path, "a submodule's commit");
                     continue;
                 }
+                if before.is_none() {
+                    verdicts.name(&path, mode == GIT_SYMLINK);
+                }
                 let known = before.is_some() || snapshot.get(&path).is_some();
                 if !known
                     && base_view

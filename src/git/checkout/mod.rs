@@ -27,7 +27,7 @@ use crate::git::config::attributes::{Attributes, CapturedAttributes, GITATTRIBUT
 use crate::git::config::convert::{AutoCrlf, Conversions, Eol};
 use crate::git::config::gitconfig::GitConfig;
 use crate::git::files::beneath;
-use crate::git::files::names::storable_name;
+use crate::git::files::names::storable_path;
 use crate::git::files::root::{Root, RootError};
 use crate::git::objects::store::{Store, StoreError};
 use crate::tx::entry::{GIT_EXECUTABLE, GIT_LINK, GIT_SYMLINK, Stat};
@@ -138,8 +138,7 @@ impl Writer<'_> {
         id: Oid,
     ) -> Result<Option<Stat>, CheckoutError> {
         let is_link = mode == GIT_SYMLINK;
-        let last = path.parts().count() - 1;
-        if !path.parts().enumerate().all(|(at, part)| storable_name(part, is_link && at == last)) {
+        if !storable_path(path, is_link) {
             return Err(CheckoutError::Name(path.clone()));
         }
         let fail = |errno: Errno| CheckoutError::Write { path: path.clone(), source: errno.into() };

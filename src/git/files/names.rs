@@ -1,15 +1,46 @@
 //! Which names git would store, as its `verify_path` judges on Linux with default settings
-//! (`core.protectNTFS` on, `core.protectHFS` off).
+//! (`core.protectNTFS` on, `core.protectHFS` off), and which of these its `fsck --strict` takes.
 //!
 //! # Limitations
 //! A repository that turns `core.protectNTFS` off may store more; such a name is still refused
-//! here, since nobody with another setting could check it out.
+//! here, since nobody with another setting could check it out. What `fsck` says of the bytes of a
+//! `.gitmodules` or `.gitattributes` is not asked.
+
+use bstr::ByteSlice as _;
+
+use crate::tx::path::RepoPath;
+
+/// A name that git knows, and the start of the short one that Windows falls back to.
+type Known = (&'static str, &'static [u8]);
+const MODULES: Known = (".gitmodules", b"gi7eba");
+const ATTRIBUTES: Known = (".gitattributes", b"gi7d29");
+
+/// Whether git stores a file or link at a path.
+pub fn storable_path(path: &RepoPath, is_symlink: bool) -> bool {
+    let last = path.parts().count() - 1;
+    path.parts().enumerate().all(|(at, name)| storable_name(name, is_symlink && at == last))
+}
+
+/// Whether `git fsck --strict` takes a path, and with it whoever lets it look at what is pushed: what
+/// would be `.git` on a Mac too, and no folder where git reads a file.
+///
+/// From git's `fsck.c` (`fsck_tree`, `fsck_blobs`) and `utf8.c` (`is_hfs_dot_generic`).
+pub fn passes_fsck(path: &RepoPath, is_symlink: bool) -> bool {
+    let last = path.parts().count() - 1;
+    storable_path(path, is_symlink)
+        && path.parts().enumerate().all(|(at, name)| {
+            let is = |known: Known| is_hfs(name, known.0) || is_ntfs(name, known);
+            let is_bad_kind =
+                if at < last { is(MODULES) || is(ATTRIBUTES) } else { is_symlink && is(MODULES) };
+            !is_hfs(name, ".git") && !is_bad_kind
+        })
+}
 
 /// Whether git stores a file or link under this name (one part of a path).
 ///
 /// From git's `read-cache.c` (`verify_path`, `verify_dotfile`) and `path.c` (`is_ntfs_dotgit`,
 /// `is_ntfs_dotgitmodules`).
-pub fn storable_name(name: &[u8], is_symlink: bool) -> bool {
+fn storable_name(name: &[u8], is_symlink: bool) -> bool {
     if matches!(name, b"" | b"." | b"..") {
         return false;
     }
@@ -23,7 +54,7 @@ pub fn storable_name(name: &[u8], is_symlink: bool) -> bool {
     );
     starts
         .map(|start| &name[start..])
-        .all(|rest| !(is_ntfs_dotgit(rest) || is_symlink && is_ntfs_dotgitmodules(rest)))
+        .all(|rest| !(is_ntfs_dotgit(rest) || is_symlink && is_ntfs(rest, MODULES)))
 }
 
 fn is_ntfs_dotgit(name: &[u8]) -> bool {
@@ -41,7 +72,21 @@ fn is_ntfs_dotgit(name: &[u8]) -> bool {
     rest[..end].iter().all(|b| matches!(b, b'.' | b' '))
 }
 
-fn is_ntfs_dotgitmodules(name: &[u8]) -> bool {
+/// Whether HFS+ takes the name for another, which is in lower case: some characters mean nothing to
+/// it. What is no UTF-8 ends a name, as in git.
+fn is_hfs(name: &[u8], other: &str) -> bool {
+    let letters = name.char_indices().map(|(from, to, letter)| match letter {
+        '\u{fffd}' if &name[from..to] != "\u{fffd}".as_bytes() => '\0',
+        letter => letter.to_ascii_lowercase(),
+    });
+    let means_nothing = |letter: &char| {
+        matches!(letter, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{206a}'..='\u{206f}' | '\u{feff}')
+    };
+    letters.take_while(|l| *l != '\0').filter(|l| !means_nothing(l)).eq(other.chars())
+}
+
+fn is_ntfs(name: &[u8], (long, fallback): Known) -> bool {
     let tail = |at: usize| {
         let rest = name.get(at..).unwrap_or_default();
         let end = rest.iter().position(|b| *b == b':').unwrap_or(rest.len());
@@ -50,19 +95,20 @@ fn is_ntfs_dotgitmodules(name: &[u8]) -> bool {
     let starts = |prefix: &[u8]| {
         name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };
-    if starts(b".gitmodules") {
-        return tail(11);
+    if starts(long.as_bytes()) {
+        return tail(long.len());
     }
-    if starts(b"gitmod~") && name.get(7).is_some_and(|b| (b'1'..=b'4').contains(b)) {
+    let number = name.get(7).filter(|_| name[6] == b'~');
+    if starts(&long.as_bytes()[1..7]) && number.is_some_and(|b| (b'1'..=b'4').contains(b)) {
         return tail(8);
     }
-    // The short name that Windows falls back to: up to six of `gi7eba`, `~`, digits; eight in all.
+    // The short name that Windows falls back to: up to six such bytes, `~`, digits; eight in all.
     let Some(short) = name.get(..8) else { return false };
     let Some(tilde) = short.iter().position(|b| *b == b'~').filter(|at| *at <= 6) else {
         return false;
     };
     let digits = &short[tilde + 1..];
-    short[..tilde].eq_ignore_ascii_case(&b"gi7eba"[..tilde])
+    short[..tilde].eq_ignore_ascii_case(&fallback[..tilde])
         && matches!(digits.first(), Some(b'1'..=b'9'))
         && digits.iter().all(u8::is_ascii_digit)
         && tail(8)
@@ -74,6 +120,81 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    fn path(bytes: &[u8]) -> RepoPath {
+        RepoPath::new(bytes).expect("a path")
+    }
+
+    /// Git's own answer: whether it takes a tree with such a path.
+    fn git_passes(paths: &[&[u8]], is_symlink: bool) -> Vec<bool> {
+        let judge = |path: &&[u8]| {
+            let dir = tempfile::tempdir().expect("a folder");
+            let git = |args: &[&str], input: &[u8]| {
+                let mut command = Command::new("git");
+                command.arg("-C").arg(dir.path()).args(args);
+                command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+                let mut child = command.spawn().expect("runs");
+                child.stdin.take().expect("piped").write_all(input).expect("written");
+                child.wait_with_output().expect("ends")
+            };
+            git(&["init", "-q"], b"");
+            let blob = git(&["hash-object", "-w", "--stdin"], b"").stdout;
+            let (mut mode, mut tree) =
+                (if is_symlink { "120000 blob" } else { "100644 blob" }, blob);
+            // Innermost first; `mktree` asks no name.
+            for name in path.rsplit(|b| *b == b'/') {
+                let line = [mode.as_bytes(), b" ", tree.trim_end(), b"\t", name, b"\0"].concat();
+                tree = git(&["mktree", "-z"], &line).stdout;
+                mode = "040000 tree";
+            }
+            assert_eq!(tree.len(), 41, "{}", path.as_bstr());
+            git(&["fsck", "--strict"], b"").status.success()
+        };
+        paths.iter().map(judge).collect()
+    }
+
+    #[test]
+    fn as_fsck_judges() {
+        let paths: [&[u8]; 29] = [
+            b"a/b",
+            b".gitmodules",
+            b".gitattributes",
+            b".gitattributes/x",
+            b"a/.GitAttributes/x",
+            b".gitattributes /x",
+            b"gitatt~1/x",
+            b"gitatt~5/x",
+            b"gi7d29~1/x",
+            b"gi7eba~1/x",
+            b".gitmodules/x",
+            b".gitmodules:x/x",
+            b".gitignore/x",
+            b".mailmap/x",
+            ".g\u{200c}it".as_bytes(),
+            ".G\u{200d}it/x".as_bytes(),
+            ".git\u{feff}/config".as_bytes(),
+            "\u{206a}.git/config".as_bytes(),
+            ".g\u{200b}it/x".as_bytes(),
+            ".gıt".as_bytes(),
+            ".gitx\u{200c}".as_bytes(),
+            ".gitm\u{200c}odules".as_bytes(),
+            ".gitm\u{200c}odules/x".as_bytes(),
+            ".gita\u{202e}ttributes/x".as_bytes(),
+            b".git\xff",
+            b".git\xffx/y",
+            ".git\u{fffd}".as_bytes(),
+            b"\xff.git",
+            b"git~1/x",
+        ];
+        for is_symlink in [false, true] {
+            let by_git = git_passes(&paths, is_symlink);
+            for (name, passes) in paths.iter().zip(by_git) {
+                let own = passes_fsck(&path(name), is_symlink);
+                assert_eq!(own, passes, "{} {is_symlink}", name.as_bstr());
+            }
+        }
+    }
 
     /// Git's own answer: whether it takes the name into an index.
     fn git_stores(names: &[Vec<u8>], is_symlink: bool) -> Vec<bool> {

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use serde::{Deserialize, Serialize};
 
 use crate::git::files::beneath::{self, Beneath};
-use crate::git::files::names::storable_name;
+use crate::git::files::names::passes_fsck;
 use crate::git::objects::pack::{PackError, PackWriter};
 use crate::git::objects::store::{Held, MAX_DEPTH, Store};
 use crate::git::objects::tree::{self, Signature, TreeError};
@@ -330,12 +330,7 @@ impl From<io::Error> for ReadError {
 
 /// Whether git can store something at the path.
 fn is_storable(path: &RepoPath, kind: Kind) -> bool {
-    let depth = path.parts().count();
-    depth <= MAX_DEPTH
-        && path
-            .parts()
-            .enumerate()
-            .all(|(at, part)| storable_name(part, kind == Kind::Symlink && at + 1 == depth))
+    path.parts().count() <= MAX_DEPTH && passes_fsck(path, kind == Kind::Symlink)
 }
 
 #[cfg(test)]
