@@ -194,6 +194,8 @@ fn an_index_that_is_no_file() {
 #[test]
 fn a_ref_that_is_no_file() {
     for (name, make) in [
+        ("../logs/refs/stash", "ln -s nowhere"),
+        ("../logs/refs/stash", "mkfifo"),
         ("heads/planted", "ln -s a/f"),
         ("heads/planted", "ln -s main"),
         ("heads/planted", "ln -s ."),

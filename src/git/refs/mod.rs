@@ -234,7 +234,11 @@ impl Refs {
     /// The commits of all stash entries, oldest first: only the newest has a ref, the others live
     /// in its reflog.
     pub fn stash_entries(&self) -> Result<Vec<Oid>, RefError> {
-        let log = self.common.read(b"logs/refs/stash")?.unwrap_or_default();
+        let log = match self.common.read(b"logs/refs/stash") {
+            // Not looked through, as a ref that is none; git would follow a link.
+            Err(error) if error.is_irregular() => Vec::new(),
+            read => read?.unwrap_or_default(),
+        };
         let id = |line: &[u8]| line.get(41..81)?.to_str().ok()?.parse::<Oid>().ok();
         let mut entries: Vec<Oid> = log.lines().filter_map(id).filter(|id| !id.is_zero()).collect();
         if let Ok(Some(top)) = self.get(&RefName("refs/stash".to_owned()))
