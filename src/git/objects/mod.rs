@@ -5,6 +5,7 @@
 //! Each file names its own.
 
 pub mod ahead;
+mod history;
 pub mod odb;
 pub mod pack;
 pub(super) mod packed;
