@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use super::style::{Style, neutral};
 use super::{exit, refusal};
 use crate::coordinator::attempt::drive::chain;
+use crate::coordinator::attempt::outcome::WAIT_ENDED;
 use crate::coordinator::error::Failure;
 use crate::coordinator::place::PlaceError;
 use crate::coordinator::words::typed;
@@ -47,6 +48,7 @@ pub fn reason(failure: &Failure) -> (&'static str, ErrorCode, u8) {
         F::Ledger(_) => error("ledger"),
         F::Gate(_) => error("gate"),
         F::Busy { .. } => ("busy", ErrorCode::Busy, exit::BUSY),
+        F::WaitEnded { .. } => (WAIT_ENDED, ErrorCode::Busy, exit::BUSY),
         F::Lock(_) => error("workspace_lock"),
         F::Refused { refusals, .. } => {
             let word = refusals.first().map_or("refused", |refusal| refusal.code());
@@ -182,7 +184,9 @@ pub fn hint(failure: &Failure) -> Option<String> {
             "choose a directory outside of it, or unset WORKTX_STATE_DIR"
         }
         F::Ledger(error) => return ledger_hint(error),
-        F::Busy { holder } => return Some(busy_hint(holder.as_deref())),
+        F::Busy { holder } | F::WaitEnded { holder } => {
+            return Some(busy_hint(holder.as_deref()));
+        }
         F::Lock(LockError::Replaced { .. } | LockError::Io { .. }) => "worktx doctor",
         F::Marker(MarkerError::OtherLedger { marker }) => {
             let dir = std::path::Path::new(&marker.ledger).parent()?;

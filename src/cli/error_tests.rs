@@ -62,6 +62,7 @@ fn each_kind_has_its_exit_code() {
         (Failure::Usage("no".to_owned()), exit::USAGE),
         (impossible, exit::ERROR),
         (Failure::Busy { holder: None }, exit::BUSY),
+        (Failure::WaitEnded { holder: None }, exit::BUSY),
         (Failure::Standing(Status::Cancelled), exit::VERDICT_LOST),
         (Failure::Refused { refusals: Vec::new(), warnings: Vec::new() }, exit::REFUSED),
         (Failure::Bug("no".to_owned()), exit::INTERNAL),

@@ -62,6 +62,12 @@ pub enum Failure {
         /// Who, if they have written it down.
         holder: Option<Box<Holder>>,
     },
+    /// A signal came while it waited for somebody else's work here: nothing ran.
+    #[error("told to end while it waited for the workspace")]
+    WaitEnded {
+        /// Who was at work, if they have written it down.
+        holder: Option<Box<Holder>>,
+    },
     /// The workspace lock, apart from being busy.
     #[error(transparent)]
     Lock(LockError),

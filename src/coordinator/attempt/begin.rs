@@ -163,6 +163,9 @@ fn open(
                 tracing::debug!("the workspace is busy: waiting");
                 store = None;
             }
+            Err(Failure::Busy { holder }) if signals.pending().is_some() => {
+                return Err(Failure::WaitEnded { holder });
+            }
             opened => return opened,
         }
     }

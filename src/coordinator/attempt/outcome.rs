@@ -20,6 +20,9 @@ use crate::tx::writer::TurnResult;
 /// The schema number of every document of this version.
 pub const SCHEMA: u32 = 1;
 
+/// The reason of what a signal ended while it waited for its work tree: nothing ran.
+pub const WAIT_ENDED: &str = "wait_ended";
+
 /// What came of an attempt, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
