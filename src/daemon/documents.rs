@@ -183,6 +183,8 @@ pub struct WorkspaceDocument {
     pub unsettled: usize,
     /// How many of those are quarantined: an operator decides.
     pub quarantined: usize,
+    /// Why the work tree cannot be used, where it cannot: the counts of attempts are 0 then.
+    pub error: Option<String>,
     /// Files and directories that are watched; 0 where a watch is not set up, `null` where there is
     /// none.
     pub watches: Option<u64>,

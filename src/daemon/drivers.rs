@@ -1,35 +1,34 @@
 //! Submissions become drivers: `worktx run`, one at a time on a work tree, in their order.
 //!
-//! Order rule: the driver's lock is held, and its start written down, before it exists.
+//! Order rule: the driver's lock is held, and its start written down, before it exists; who it is,
+//! as soon as it does.
 //!
 //! # Limitations
-//! A driver that an earlier server began is waited for by its lock: its exit code is not known.
+//! A driver that an earlier server began is waited for by its lock: its exit code is that of the
+//! outcome that it left. One whose server is killed in the instant of its start, before it could be
+//! written down, cannot be told to end until it has an attempt.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
-use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::sync::watch;
 
-use super::documents::{Phase, Submission};
+use super::documents::Phase;
 use super::server::{Entry, Server, Shared};
-use super::submission::{Finished, Folder, Kept};
-use super::submit::leave;
-use crate::base::clock;
+use super::standing;
+use super::submission::{Folder, Kept};
 use crate::coordinator::error::Failure;
-use crate::journal::Filter;
-use crate::process;
+use crate::journal::{Filter, Owner};
+use crate::process::{self, Request};
 use crate::tx::id::ExecutionId;
 
 /// How long a driver waits for somebody else's work on its workspace, unless the request says.
 const WAIT: &str = "10m";
-/// The exit code of what was cancelled before it began: docs/exit-codes.md.
-const CANCELLED: u8 = 13;
 /// What `worktx run` takes a claim token from.
 const CLAIM_TOKEN: &str = "WORKTX_CLAIM_TOKEN";
 /// The handle of the lock in a driver.
@@ -73,41 +72,27 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
             Ok(lock) => drive(&server, &job, lock).await,
             Err(error) => Err(error),
         };
-        let code = match driven {
-            Ok(code) => {
-                tracing::info!(%id, code, "a driver is over");
-                code
+        let status = match driven {
+            Ok(status) => {
+                tracing::info!(%id, code = status.code(), "a driver is over");
+                Some(status)
             }
             Err(error) => {
                 tracing::warn!(%id, %error, "no driver could be started");
-                leave(
-                    &server,
-                    &job,
-                    "not_started",
-                    &format!("no driver could be started: {error}"),
-                );
-                None
+                let why = format!("no driver could be started: {error}");
+                standing::leave(&server, &job, "not_started", &why);
+                standing::finish(&server, &job, None);
+                return;
             }
         };
-        if code.is_none() && *server.draining.borrow() && is_untouched(&server, &job).await {
-            // The signal came before it had begun: the next server begins it.
+        let (done, closing) = (job.clone(), Shared::clone(&server));
+        let closed =
+            tokio::task::spawn_blocking(move || standing::close(&closing, &done, status)).await;
+        if matches!(closed, Ok(true)) {
+            // The next server begins it.
             server.entries().remove(&server.name(&job));
-            return;
         }
-        let (done, server) = (job.clone(), Shared::clone(&server));
-        let _ = tokio::task::spawn_blocking(move || finish(&server, &done, code)).await;
     });
-}
-
-/// Whether a driver that was ended by a signal had not begun an attempt.
-async fn is_untouched(server: &Shared, job: &Job) -> bool {
-    let (server, job) = (Shared::clone(server), job.clone());
-    let asked = tokio::task::spawn_blocking(move || {
-        let before = job.folder.kept().ok().flatten()?.attempt_before;
-        let last = server.last_attempt(job.served, &job.id).ok()?;
-        Some(last <= before && job.folder.outcome().is_none())
-    });
-    asked.await.ok().flatten().unwrap_or(false)
 }
 
 /// Waits for a driver of an earlier server.
@@ -122,8 +107,16 @@ pub(super) fn adopt(server: &Shared, job: Job) {
         let waited = tokio::task::spawn_blocking(move || waiting.wait()).await;
         let id = &job.id;
         tracing::info!(%id, waited = waited.is_ok(), "a driver of an earlier server is over");
-        let (done, server) = (job.clone(), Shared::clone(&server));
-        let _ = tokio::task::spawn_blocking(move || finish(&server, &done, None)).await;
+        let (done, closing) = (job.clone(), Shared::clone(&server));
+        let closed =
+            tokio::task::spawn_blocking(move || standing::close(&closing, &done, None)).await;
+        if matches!(closed, Ok(true)) {
+            // It went before it had done anything.
+            server.entries().remove(&server.name(&job));
+            if !*server.draining.borrow() {
+                enqueue(&server, job);
+            }
+        }
     });
 }
 
@@ -141,32 +134,40 @@ async fn lock_of(folder: &Folder) -> std::io::Result<File> {
     }
 }
 
-/// Starts a driver and waits for it; its exit code, `None` where a signal ended it.
-async fn drive(server: &Server, job: &Job, lock: File) -> std::io::Result<Option<u8>> {
+/// Starts a driver and waits for it.
+async fn drive(server: &Server, job: &Job, lock: File) -> std::io::Result<ExitStatus> {
     let (id, folder) = (&job.id, &job.folder);
     let kept = folder.kept()?.ok_or(std::io::ErrorKind::NotFound)?;
     folder.start()?;
-    let mut command = driver(&kept, id, folder)?;
+    let root = &server.served[job.served].root;
+    let mut command = driver(&kept, root, id, folder)?;
     let mapping = FdMapping { parent_fd: OwnedFd::from(lock), child_fd: LOCK_FD };
     command.fd_mappings(vec![mapping]).map_err(std::io::Error::other)?;
     let mut child = command.spawn()?;
     // With it goes this process's handle of the lock.
     drop(command);
+    // A child that was not reaped: the pid is its own.
+    let known = child.id().and_then(|pid| process::identity(i32::try_from(pid).ok()?));
+    let driver = known.map(|process| Owner { host: process::this_host(), process });
+    if let Some(driver) = &driver
+        && let Err(error) = folder.note_driver(driver)
+    {
+        tracing::warn!(%id, %error, "a later server will not know this driver");
+    }
     if let Some(entry) = server.entries().get_mut(&server.name(job)) {
-        entry.driver = child.id().and_then(|pid| i32::try_from(pid).ok());
+        entry.driver = driver;
         entry.phase.send_replace(Phase::Running);
     }
-    let workspace = server.served[job.served].root.display();
+    let workspace = root.display();
     tracing::info!(%id, %workspace, "a driver is at work");
-    let status = child.wait().await?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()))
+    child.wait().await
 }
 
-fn driver(kept: &Kept, id: &ExecutionId, folder: &Folder) -> std::io::Result<Command> {
+fn driver(kept: &Kept, root: &Path, id: &ExecutionId, folder: &Folder) -> std::io::Result<Command> {
     let request = &kept.request;
     let (stdout, stderr) = folder.outputs()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("--workspace").arg(&kept.root);
+    command.arg("--workspace").arg(root);
     if let Some(profile) = &request.profile {
         command.arg(format!("--profile={profile}"));
     }
@@ -197,7 +198,7 @@ fn driver(kept: &Kept, id: &ExecutionId, folder: &Folder) -> std::io::Result<Com
     let cwd = request.cwd.as_ref().map_or_else(PathBuf::new, PathBuf::from);
     command
         .envs(&request.env)
-        .current_dir(kept.root.join(cwd))
+        .current_dir(root.join(cwd))
         .stdin(Stdio::from(folder.input()?))
         .stdout(Stdio::from(stdout))
         .stderr(Stdio::from(stderr))
@@ -211,73 +212,6 @@ fn driver(kept: &Kept, id: &ExecutionId, folder: &Folder) -> std::io::Result<Com
     Ok(command)
 }
 
-/// The driver is over, or never was: written down, and told to those who wait.
-pub(super) fn finish(server: &Server, job: &Job, exit_code: Option<u8>) {
-    let id = &job.id;
-    let finished = Finished { exit_code, at: clock::now_rfc3339() };
-    if let Err(error) = job.folder.finish(&finished) {
-        tracing::warn!(%id, %error, "the end of a submission could not be written down");
-    }
-    if let Some(entry) = server.entries().remove(&server.name(job)) {
-        entry.phase.send_replace(Phase::Finished);
-    }
-    // A fence of a claim that is over is nobody's business any more.
-    if let Ok(Some(kept)) = job.folder.kept()
-        && kept.request.claim_token.is_some()
-    {
-        let request = Submission { claim_token: None, ..kept.request.clone() };
-        if let Err(error) = job.folder.renew(&Kept { request, ..kept }) {
-            tracing::warn!(%id, %error, "the claim token of a submission stays");
-        }
-    }
-}
-
-/// What became of a cancel.
-pub(super) enum Cancelled {
-    /// It waited, and will not be begun.
-    Queued,
-    /// Its driver was told: it had not begun an attempt.
-    Told,
-    /// The row is to be asked.
-    Row,
-}
-
-/// Cancels what has no attempt yet; `begun` says whether it has.
-///
-/// # Errors
-/// That it was cancelled cannot be kept: then it was not.
-pub(super) fn cancel_unrecorded(
-    server: &Server,
-    job: &Job,
-    begun: bool,
-) -> Result<Cancelled, Failure> {
-    let mut entries = server.entries();
-    let name = server.name(job);
-    let Some(entry) = entries.get(&name) else { return Ok(Cancelled::Row) };
-    let phase = *entry.phase.borrow();
-    match (phase, entry.driver.and_then(Pid::from_raw)) {
-        (Phase::Queued, _) => {
-            // As `worktx run` exits for an execution that is cancelled.
-            let finished = Finished { exit_code: Some(CANCELLED), at: clock::now_rfc3339() };
-            job.folder.finish(&finished).map_err(Failure::io("keeping the cancel"))?;
-            if let Some(entry) = entries.remove(&name) {
-                entry.phase.send_replace(Phase::Finished);
-            }
-            Ok(Cancelled::Queued)
-        }
-        (_, Some(driver)) if !begun => {
-            // A child that was not reaped: the pid is its own.
-            let _ = kill_process(driver, Signal::INT);
-            Ok(Cancelled::Told)
-        }
-        (_, None) if !begun => Err(Failure::impossible(
-            format!("a driver of an earlier server is about to begin {}", job.id),
-            "ask again in a moment",
-        )),
-        _ => Ok(Cancelled::Row),
-    }
-}
-
 /// Begins nothing more, waits for what runs, interrupts what is left, and waits for that.
 pub(super) async fn drain(server: &Server, patience: Duration) {
     server.draining.send_replace(true);
@@ -288,10 +222,12 @@ pub(super) async fn drain(server: &Server, patience: Duration) {
         if *entry.phase.borrow() != Phase::Running {
             continue;
         }
-        match entry.driver.and_then(Pid::from_raw) {
-            // A child that was not reaped: the pid is its own.
-            Some(driver) => drop(kill_process(driver, Signal::TERM)),
-            None => terminate_adopted(server, entry.served, id),
+        let folder = Folder::of(&server.state_of(entry.served).path, id);
+        let known = entry.driver.clone().or_else(|| folder.driver());
+        let here = known.filter(|driver| driver.host == process::this_host());
+        let told = here.is_some_and(|driver| process::tell(&driver.process, Request::Interrupt));
+        if !told {
+            terminate_adopted(server, entry.served, id);
         }
     }
     if tokio::time::timeout(ROLL_BACK, idle(server)).await.is_err() {
@@ -299,10 +235,10 @@ pub(super) async fn drain(server: &Server, patience: Duration) {
     }
 }
 
-/// A driver of an earlier server is known by what the ledger says of it.
+/// A driver that an earlier server could not write down is known by what the ledger says of it.
 fn terminate_adopted(server: &Server, served: usize, id: &ExecutionId) {
     let owner = || {
-        let ledger = server.served[served].context()?.need_ledger()?;
+        let ledger = server.context_near(served)?.need_ledger()?;
         let filter = Filter { execution: Some(id.clone()), limit: Some(1), ..Filter::default() };
         let attempts = ledger.attempts(&filter)?;
         let owner = attempts.first().map(crate::journal::Attempt::owner).transpose()?;
@@ -310,7 +246,7 @@ fn terminate_adopted(server: &Server, served: usize, id: &ExecutionId) {
     };
     match owner() {
         Ok(Some(owner)) if process::is_alive(&owner.host, &owner.process) == Some(true) => {
-            process::terminate(&owner.process);
+            process::tell(&owner.process, Request::Interrupt);
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%id, %error, "its driver could not be found"),

@@ -22,6 +22,7 @@ mod http;
 mod listen;
 mod metrics;
 mod server;
+mod standing;
 mod submission;
 mod submit;
 mod watching;

@@ -30,7 +30,10 @@ use crate::coordinator::error::Failure;
 use crate::coordinator::place::PRIVATE_FILE;
 use crate::coordinator::report::documents::ReconcileDocument;
 use crate::coordinator::session;
+use crate::git::workspace::Workspace;
+use crate::journal::Owner;
 use crate::tx::id::ExecutionId;
+use crate::tx::verdict::Status;
 
 /// Held by a server as long as it lives; its text is the server's pid.
 const LOCK: &str = "serve.lock";
@@ -40,6 +43,8 @@ const RETRY: Duration = Duration::from_millis(20);
 
 /// A work tree that is served.
 pub(super) struct Served {
+    /// Its name among the work trees of its repository.
+    pub(super) id: String,
     /// Its root.
     pub(super) root: PathBuf,
     /// Which of [`Server::states`].
@@ -81,8 +86,8 @@ pub(super) struct Entry {
     pub(super) served: usize,
     /// How far it is.
     pub(super) phase: watch::Sender<Phase>,
-    /// The driver, while it runs and is a child.
-    pub(super) driver: Option<i32>,
+    /// The driver, where this server started it.
+    pub(super) driver: Option<Owner>,
 }
 
 /// What a command of worktx came to.
@@ -135,7 +140,8 @@ impl Server {
             // By its root from now on, whatever becomes of the directory that was named.
             invocation.workspace = Some(root.clone());
             let turn = Arc::new(Semaphore::new(1));
-            served.push(Served { root, state, watched: OnceLock::new(), turn, invocation });
+            let id = context.workspace.id();
+            served.push(Served { id, root, state, watched: OnceLock::new(), turn, invocation });
         }
         let slots = match options.max_running {
             0 => served.len(),
@@ -225,13 +231,31 @@ impl Server {
                 )),
             };
         };
-        let path = Path::new(name);
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        // The innermost, where one lies in the other.
-        let fits = self.served.iter().enumerate().filter(|(_, s)| path.starts_with(&s.root));
-        fits.max_by_key(|(_, served)| served.root.as_os_str().len()).map(|(at, _)| at).ok_or_else(
-            || Failure::impossible(format!("{name} is not served"), "GET /v1/workspaces"),
-        )
+        let none = || Failure::impossible(format!("{name} is not served"), "GET /v1/workspaces");
+        let path = std::path::absolute(name).map_err(|_| none())?;
+        // As far as it is there; the rest may be made by a command.
+        let there = path.ancestors().find_map(|dir| Some((dir, dir.canonicalize().ok()?)));
+        let (dir, there) = there.ok_or_else(none)?;
+        let position = |root: &Path| self.served.iter().position(|served| served.root == root);
+        // Also one that is damaged, or is no work tree any more, by its own name.
+        let path = path.strip_prefix(dir).map_or_else(|_| there.clone(), |rest| there.join(rest));
+        if let Some(at) = position(&path).or_else(|| position(&there)) {
+            return Ok(at);
+        }
+        // A work tree beneath another one is another one, whether it is served or not.
+        let found = Workspace::discover(&there);
+        let root = found.as_ref().map_or(there.as_path(), Workspace::root);
+        position(root).ok_or_else(none)
+    }
+
+    /// The workspace of a work tree, or of another one with the same ledger where that one is gone.
+    pub(super) fn context_near(&self, served: usize) -> Result<Context, Failure> {
+        let wanted = &self.served[served];
+        let others = self.served.iter().enumerate();
+        let mut others = others.filter(|(at, other)| *at != served && other.state == wanted.state);
+        wanted
+            .context()
+            .or_else(|gone| others.find_map(|(_, other)| other.context().ok()).ok_or(gone))
     }
 
     /// The name of a submission.
@@ -239,9 +263,20 @@ impl Server {
         (self.served[job.served].state, job.id.clone())
     }
 
+    /// The work tree of a state directory that has this name, if it is served.
+    pub(super) fn named(&self, state: usize, id: &str) -> Option<usize> {
+        self.served.iter().position(|served| served.state == state && served.id == id)
+    }
+
+    /// Whether an execution has succeeded, by its row.
+    pub(super) fn has_succeeded(&self, served: usize, id: &ExecutionId) -> Result<bool, Failure> {
+        let Some(ledger) = self.context_near(served)?.ledger()? else { return Ok(false) };
+        Ok(ledger.execution(id)?.is_some_and(|found| found.row.status == Status::Success))
+    }
+
     /// The number of the last attempt of an execution; 0 where there is none.
     pub(super) fn last_attempt(&self, served: usize, id: &ExecutionId) -> Result<u32, Failure> {
-        let Some(ledger) = self.served[served].context()?.ledger()? else { return Ok(0) };
+        let Some(ledger) = self.context_near(served)?.ledger()? else { return Ok(0) };
         let row = ledger.execution(id)?.map(|found| found.row);
         Ok(row.and_then(|row| row.current_attempt).map_or(0, |attempt| attempt.0))
     }

@@ -5,6 +5,8 @@
 //!                       stdin           its standard input
 //!                       started         a driver was about to be started
 //!                       driver.lock     held by the driver, by an inherited handle, as long as it lives
+//!                       driver.json     who the driver is: what a later server may signal
+//!                       cancelled       a driver was told to cancel it before it had an attempt
 //!                       stdout, stderr  what command and driver said
 //!                       outcome.json    the outcome document, by the driver
 //!                       finished.json   the driver is over
@@ -18,7 +20,7 @@
 //! The output of a command is kept whole; its size is the command's own business.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -28,6 +30,7 @@ use super::documents::Submission;
 use crate::base::durable;
 use crate::coordinator::attempt::outcome::Outcome;
 use crate::coordinator::place::{PRIVATE_DIR, PRIVATE_FILE};
+use crate::journal::Owner;
 use crate::tx::id::ExecutionId;
 
 /// How many finished submissions are kept.
@@ -39,6 +42,8 @@ const LOCK: &str = "driver.lock";
 const OUTCOME: &str = "outcome.json";
 const FINISHED: &str = "finished.json";
 const STARTED: &str = "started";
+const DRIVER: &str = "driver.json";
+const CANCELLED: &str = "cancelled";
 /// How the names of folders begin that are being made and removed.
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
@@ -55,7 +60,9 @@ pub(super) struct Finished {
 /// The request as it is kept: with its workspace, whatever was left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Kept {
-    /// The root of the work tree.
+    /// The name of the work tree among those of its repository: it stays when that is moved.
+    pub(super) workspace: String,
+    /// The root of the work tree, where it stood then.
     pub(super) root: PathBuf,
     /// What was asked for, without its standard input.
     pub(super) request: Submission,
@@ -71,7 +78,8 @@ impl Kept {
     /// Whether another request asks for the same. A claim has a new token each time it comes.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let without = |kept: &Self| Submission { claim_token: None, ..kept.request.clone() };
-        (&self.root, &self.stdin, without(self)) == (&other.root, &other.stdin, without(other))
+        let of = |kept: &Self| (kept.workspace.clone(), kept.stdin.clone(), without(kept));
+        of(self) == of(other)
     }
 }
 
@@ -150,6 +158,39 @@ impl Folder {
     /// Whether a driver was about to be started.
     pub(super) fn was_started(&self) -> bool {
         self.0.join(STARTED).exists()
+    }
+
+    /// Takes back what was written down for a driver that did nothing, and what it said.
+    pub(super) fn set_back(&self) -> io::Result<()> {
+        // The outcome last: as long as it is there, it says that nothing ran.
+        for name in [STARTED, OUTCOME] {
+            match durable::remove_file(&self.0.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down, durably, that a driver is about to be told of a cancel.
+    pub(super) fn cancel(&self) -> io::Result<()> {
+        durable::write_file(&self.0.join(CANCELLED), b"", PRIVATE_FILE)
+    }
+
+    /// Whether a driver was about to be told of a cancel.
+    pub(super) fn was_cancelled(&self) -> bool {
+        self.0.join(CANCELLED).exists()
+    }
+
+    /// Writes down who the driver is. It means something within one boot only: it is not synced.
+    pub(super) fn note_driver(&self, driver: &Owner) -> io::Result<()> {
+        let mut file = private().create(true).truncate(true).open(self.0.join(DRIVER))?;
+        file.write_all(&serde_json::to_vec(driver)?)
+    }
+
+    /// Who the last driver is or was.
+    pub(super) fn driver(&self) -> Option<Owner> {
+        serde_json::from_slice(&fs::read(self.0.join(DRIVER)).ok()?).ok()
     }
 
     /// The lock for a driver; `None` where one lives.
@@ -269,6 +310,7 @@ mod tests {
     fn kept(command: &str) -> Kept {
         let request = Submission { command: vec![command.to_owned()], ..Submission::default() };
         Kept {
+            workspace: "main".to_owned(),
             root: PathBuf::from("/tree"),
             request,
             stdin: None,
@@ -310,6 +352,9 @@ mod tests {
             one
         };
         assert!(claim("x").is_same(&claim("y")) && !claim("x").is_same(&kept("b")));
+        let moved = Kept { root: PathBuf::from("/elsewhere"), ..kept("a") };
+        let linked = Kept { workspace: "wt-side".to_owned(), ..kept("a") };
+        assert!(kept("a").is_same(&moved) && !kept("a").is_same(&linked));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What is asked for: judged, kept, and begun in its turn; and taken up again after a restart.
 //!
 //! Order rule: a request is durable before it is answered. What may have run is not begun again:
-//! a new attempt, an outcome, or a driver's start that may have been without a transaction says so.
+//! [`standing`] says so.
 //!
 //! # Limitations
-//! A command that ran without a transaction while everything was killed has no known end.
+//! What is kept for a work tree that is not served waits until it is.
 
 use std::path::{Component, Path};
 
@@ -13,16 +13,13 @@ use sha2::{Digest as _, Sha256};
 use super::documents::{Phase, Submission};
 use super::drivers::{self, Job};
 use super::server::{Server, Shared};
+use super::standing::{self, Standing};
 use super::submission::{Folder, Kept, forget_old, tidy};
 use crate::base::clock;
 use crate::base::hex::hex;
 use crate::config::value;
-use crate::coordinator::attempt::begin::UNPROTECTED;
-use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
 use crate::coordinator::error::Failure;
-use crate::tx::cause::ErrorCode;
 use crate::tx::id::ExecutionId;
-use crate::tx::settings::OnDirty;
 
 /// What became of a request to submit.
 pub(super) struct Submitted {
@@ -57,7 +54,14 @@ async fn take(server: &Shared, mut request: Submission) -> Result<Submitted, Fai
     let stdin = request.stdin.take();
     let digest = stdin.as_ref().map(|text| hex(&Sha256::digest(text.as_bytes())));
     let root = server.served[at].root.clone();
-    let kept = Kept { root, request, stdin: digest, attempt_before: 0, at: clock::now_rfc3339() };
+    let kept = Kept {
+        workspace: server.served[at].id.clone(),
+        root,
+        request,
+        stdin: digest,
+        attempt_before: 0,
+        at: clock::now_rfc3339(),
+    };
 
     let _one = server.submitting.lock().await;
     let state = server.state_of(at).path.clone();
@@ -67,28 +71,31 @@ async fn take(server: &Shared, mut request: Submission) -> Result<Submitted, Fai
     let submitted = |phase| Submitted { id: id.clone(), served: at, phase, existed: true };
     if let Some(before) = before {
         let same = before.is_same(&kept);
-        match running {
-            Some(phase) if same => {
-                if phase == Phase::Queued && before.request != kept.request {
-                    let renewed = Kept { request: kept.request, ..before };
-                    job.folder.renew(&renewed).map_err(Failure::io("keeping the claim"))?;
-                }
-                return Ok(submitted(phase));
+        if let Some(phase) = running.filter(|_| same) {
+            if phase == Phase::Queued && before.request != kept.request {
+                let renewed = Kept { request: kept.request, ..before };
+                job.folder.renew(&renewed).map_err(Failure::io("keeping the claim"))?;
             }
-            None if same && !retry && job.folder.finished().is_some() => {
-                return Ok(submitted(Phase::Finished));
-            }
+            return Ok(submitted(phase));
+        }
+        if running.is_some() || (!same && !retry) {
+            return Err(another(&id));
+        }
+        let (asked, judged) = (Shared::clone(server), job.clone());
+        let earlier = tokio::task::spawn_blocking(move || earlier(&asked, &judged, &before));
+        let earlier = earlier.await.map_err(Failure::bug)??;
+        match earlier {
+            Earlier::Runs if same => return Ok(submitted(Phase::Running)),
+            Earlier::Runs => return Err(another(&id)),
+            // There is nothing to try again.
+            Earlier::Succeeded if same => return Ok(submitted(Phase::Finished)),
+            Earlier::Succeeded => return Err(another(&id)),
+            _ if retry => {}
+            Earlier::Over => return Ok(submitted(Phase::Finished)),
             // Kept, and never begun: its client went in the middle.
-            None if same && !retry => {
+            Earlier::Waits => {
                 drivers::enqueue(server, job);
                 return Ok(submitted(Phase::Queued));
-            }
-            None if retry => {}
-            _ => {
-                return Err(Failure::impossible(
-                    format!("execution {id} was submitted with another request"),
-                    "ask for it by GET, or choose another execution_id",
-                ));
             }
         }
     }
@@ -104,6 +111,36 @@ async fn take(server: &Shared, mut request: Submission) -> Result<Submitted, Fai
     keep.await.map_err(Failure::bug)??;
     drivers::enqueue(server, job);
     Ok(Submitted { id, served: at, phase: Phase::Queued, existed: false })
+}
+
+/// How an earlier submission of the same id stands that this server does nothing about.
+enum Earlier {
+    /// For a work tree that is not served: its driver goes on.
+    Runs,
+    Succeeded,
+    Over,
+    Waits,
+}
+
+fn earlier(server: &Server, job: &Job, kept: &Kept) -> Result<Earlier, Failure> {
+    let lock = job.folder.try_lock().map_err(Failure::io("looking for a driver"))?;
+    if lock.is_none() && job.folder.finished().is_none() {
+        return Ok(Earlier::Runs);
+    }
+    let standing = standing::settle(server, job, kept)?;
+    if standing == Standing::Waits {
+        return Ok(Earlier::Waits);
+    }
+    let succeeded =
+        standing == Standing::Over(Some(0)) || server.has_succeeded(job.served, &job.id)?;
+    Ok(if succeeded { Earlier::Succeeded } else { Earlier::Over })
+}
+
+fn another(id: &ExecutionId) -> Failure {
+    Failure::impossible(
+        format!("execution {id} was submitted with another request"),
+        "ask for it by GET, or choose another execution_id",
+    )
 }
 
 /// What `worktx run` would refuse is refused here already.
@@ -164,73 +201,43 @@ fn check(request: &Submission) -> Result<(), Failure> {
 /// # Errors
 /// A ledger cannot be read.
 pub(super) fn resume(server: &Shared) -> Result<(), Failure> {
-    for state in &server.states {
-        tidy(&state.path);
-    }
-    for at in 0..server.served.len() {
-        let served = &server.served[at];
-        let mut found = Vec::new();
-        for (id, folder) in Folder::all(&server.states[served.state].path) {
+    for (state, found) in server.states.iter().enumerate() {
+        tidy(&found.path);
+        let mut all = Vec::new();
+        for (id, folder) in Folder::all(&found.path) {
             if folder.finished().is_some() {
                 continue;
             }
-            let Ok(Some(kept)) = folder.kept() else { continue };
-            if kept.root == served.root {
-                let lock = folder.try_lock().map_err(Failure::io("looking for a driver"))?;
-                // What runs is before all that waits, and that waits in the order in which it came.
-                let job = Job { served: at, id, folder };
-                found.push((lock.is_none(), kept, job));
-            }
+            let kept = match folder.kept() {
+                Ok(Some(kept)) => kept,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(%id, %error, "a submission cannot be read");
+                    continue;
+                }
+            };
+            let Some(served) = server.named(state, &kept.workspace) else {
+                let root = kept.root.display();
+                tracing::warn!(%id, %root, "a submission waits for a work tree that is not served");
+                continue;
+            };
+            let lock = folder.try_lock().map_err(Failure::io("looking for a driver"))?;
+            // What runs is before all that waits, and that waits in the order in which it came.
+            all.push((lock.is_none(), kept, Job { served, id, folder }));
         }
-        found.sort_by(|a, b| {
-            (!a.0, &a.1.at, a.2.id.as_str()).cmp(&(!b.0, &b.1.at, b.2.id.as_str()))
-        });
-        for (runs, kept, job) in found {
+        all.sort_by(|a, b| (!a.0, &a.1.at, a.2.id.as_str()).cmp(&(!b.0, &b.1.at, b.2.id.as_str())));
+        for (runs, kept, job) in all {
             let id = job.id.clone();
             if runs {
                 tracing::info!(%id, "a driver of an earlier server goes on");
                 drivers::adopt(server, job);
-            } else if let Some(outcome) = job.folder.outcome() {
-                drivers::finish(server, &job, Some(outcome.exit_code()));
-            } else if server.last_attempt(at, &id)? > kept.attempt_before {
-                // Its end was recorded by itself, or by the reconcile before this.
-                drivers::finish(server, &job, None);
-            } else if job.folder.was_started() && may_be_unprotected(server, at, &kept)? {
-                let why = "everything was killed while it may have run without a transaction";
-                leave(server, &job, "not_known", why);
-                drivers::finish(server, &job, None);
-            } else {
+            } else if standing::settle(server, &job, &kept)? == Standing::Waits {
                 tracing::info!(%id, "a submission to an earlier server is begun");
                 drivers::enqueue(server, job);
             }
         }
     }
     Ok(())
-}
-
-/// Whether a driver may have run it without leaving a trace of it.
-fn may_be_unprotected(server: &Server, served: usize, kept: &Kept) -> Result<bool, Failure> {
-    let kind = kept.request.triggered_by.as_deref();
-    if kind.is_some_and(|kind| UNPROTECTED.contains(&kind)) {
-        return Ok(true);
-    }
-    if let Some(word) = kept.request.on_dirty.as_deref() {
-        return Ok(word == "run");
-    }
-    let user = server.served[served].context()?.user;
-    Ok(user.values.settings.on_dirty == OnDirty::Run)
-}
-
-/// Leaves the outcome of what no driver could leave one of.
-pub(super) fn leave(server: &Server, job: &Job, reason: &str, detail: &str) {
-    let root = server.served[job.served].root.display().to_string();
-    let mut outcome = Outcome::without_attempt(job.id.clone(), OutcomeWord::Error, &root);
-    outcome.reason = Some(reason.to_owned());
-    outcome.error_code = Some(ErrorCode::Internal);
-    outcome.detail = Some(detail.to_owned());
-    if let Err(error) = job.folder.leave_outcome(&outcome) {
-        tracing::warn!(id = %job.id, %error, "its outcome could not be left");
-    }
 }
 
 #[cfg(test)]

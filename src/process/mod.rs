@@ -43,7 +43,7 @@ pub use find::{ProgramNotFound, find_program};
 pub use prepared::Prepared;
 pub use signals::{Request, Signals};
 pub use supervisor::run_supervisor_if_asked;
-pub use table::{Awake, is_alive, own_ancestry, own_process, terminate, this_host, wake};
+pub use table::{Awake, identity, is_alive, own_ancestry, own_process, tell, this_host, wake};
 pub use turn::{StartError, Starting, Waiting, begin, start};
 
 use crate::tx::writer::{EndedBy, ProvenDead, TurnResult};

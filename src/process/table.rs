@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::signals::Request;
 use crate::base::fault;
 use crate::tx::writer::{HostId, ProcessId};
 
@@ -128,9 +129,18 @@ pub(super) fn send(id: &ProcessId, signal: Signal) -> bool {
     living(id).is_some() && pidfd_send_signal(handle, signal).is_ok()
 }
 
-/// Asks a process to end, by SIGTERM; nothing where it is not there any more.
-pub fn terminate(id: &ProcessId) {
-    send(id, Signal::TERM);
+/// Tells a coordinator what is asked of it, by the signal for that; whether it was there to hear it.
+pub fn tell(id: &ProcessId, request: Request) -> bool {
+    let signal = match request {
+        Request::Cancel => Signal::INT,
+        Request::Interrupt => Signal::TERM,
+    };
+    send(id, signal)
+}
+
+/// The identity of a process, if there is one of this pid.
+pub fn identity(pid: i32) -> Option<ProcessId> {
+    read(pid).map(|process| process.id)
 }
 
 /// What became of a process that may have been suspended.

@@ -36,6 +36,8 @@ mod resolve;
 mod run;
 mod serve;
 mod serve_guard;
+mod serve_kept;
+mod serve_many;
 mod server;
 mod shown;
 mod support;

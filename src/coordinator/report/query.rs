@@ -70,15 +70,20 @@ fn on_its_way(state: &TxState) -> Option<String> {
 
 /// `list`. A `limit` of 0 is all.
 pub fn list(context: &Context, unsettled: bool, limit: u32) -> Result<ListDocument, Failure> {
-    let Some(ledger) = context.ledger()? else {
-        return Ok(ListDocument { schema: SCHEMA, attempts: Vec::new() });
-    };
     let filter = Filter {
         settled: unsettled.then_some(false),
         limit: (limit > 0).then_some(limit),
         ..Filter::default()
     };
-    let attempts = ledger.attempts(&filter)?.iter().map(listed).collect::<Result<_, _>>()?;
+    list_by(context, &filter)
+}
+
+/// As [`list`], by anything that the ledger can tell apart.
+pub fn list_by(context: &Context, filter: &Filter) -> Result<ListDocument, Failure> {
+    let Some(ledger) = context.ledger()? else {
+        return Ok(ListDocument { schema: SCHEMA, attempts: Vec::new() });
+    };
+    let attempts = ledger.attempts(filter)?.iter().map(listed).collect::<Result<_, _>>()?;
     Ok(ListDocument { schema: SCHEMA, attempts })
 }
 

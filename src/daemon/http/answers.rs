@@ -48,6 +48,22 @@ impl Refused {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this cannot be done with it")
     }
 
+    /// With what to do about it.
+    pub(super) fn hint(mut self, hint: &str) -> Self {
+        self.problem.hint = Some(hint.to_owned());
+        self
+    }
+
+    /// Whether it is the request that does not fit, not the server that cannot.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.status == StatusCode::CONFLICT
+    }
+
+    /// What is wrong.
+    pub(super) fn message(self) -> String {
+        self.problem.message
+    }
+
     /// A command that could not do it, in its own words.
     pub(super) fn called(status: StatusCode, reason: &str, called: &Called) -> Self {
         let line = |word: &str| {
@@ -95,17 +111,32 @@ impl From<QueryRejection> for Refused {
     }
 }
 
-/// Asks something of a work tree where waiting for a disk holds nobody up.
+/// Asks something of a ledger, and of the work tree that it is about where that is there. Waiting for
+/// a disk holds nobody up.
 pub(super) async fn ask<T: Send + 'static>(
     server: &Shared,
     served: usize,
     question: impl FnOnce(&Context) -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Refused> {
-    let asked = Shared::clone(server);
-    let answer = tokio::task::spawn_blocking(move || {
-        asked.served[served].context().and_then(|context| question(&context))
-    });
-    match answer.await {
+    asked(server, move |server| question(&server.context_near(served)?)).await
+}
+
+/// As [`ask`], of this work tree alone.
+pub(super) async fn ask_tree<T: Send + 'static>(
+    server: &Shared,
+    served: usize,
+    question: impl FnOnce(&Context) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Refused> {
+    asked(server, move |server| question(&server.served[served].context()?)).await
+}
+
+/// Asks the server something that may wait for a disk.
+pub(super) async fn asked<T: Send + 'static>(
+    server: &Shared,
+    question: impl FnOnce(&Shared) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Refused> {
+    let asking = Shared::clone(server);
+    match tokio::task::spawn_blocking(move || question(&asking)).await {
         Ok(answer) => answer.map_err(|failure| Refused::of(server, &failure)),
         Err(error) => Err(Refused::of(server, &Failure::bug(error))),
     }

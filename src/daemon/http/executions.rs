@@ -3,6 +3,7 @@
 //! # Limitations
 //! A short form of an id is understood for what has an attempt; what only waits wants its whole id.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Json;
@@ -17,11 +18,13 @@ use serde_json::{Value, json};
 use super::super::documents::{
     ExecutionDocument, ExecutionsDocument, Phase, ResolveRequest, Submission,
 };
-use super::super::drivers::{self, Cancelled, Job};
-use super::super::server::Shared;
+use super::super::drivers::Job;
+use super::super::server::{Server, Shared};
+use super::super::standing::{self, Cancelled};
 use super::super::submission::{Folder, Kept};
 use super::super::submit;
-use super::answers::{Answer, Refused, ask};
+use super::answers::{Answer, Refused, ask, asked};
+use super::streams;
 use crate::config::value;
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::error::Failure;
@@ -68,6 +71,8 @@ pub(super) struct Compared {
 /// Where an execution is to be found.
 pub(super) struct Found {
     pub(super) job: Job,
+    /// The root of its work tree, served or not.
+    root: PathBuf,
     /// It was submitted here.
     pub(super) kept: Option<Kept>,
     /// The number of its last attempt; 0 where there is none.
@@ -96,32 +101,66 @@ pub(super) async fn find(
         None => None,
     };
     let exact: Option<ExecutionId> = id.parse().ok();
-    let states = || (0..server.states.len()).filter(|at| wanted.is_none_or(|wanted| wanted == *at));
-    if let Some(id) = exact {
-        for state in states() {
-            if let Some(found) = look(server, state, &id).await? {
-                return Ok(found);
+    let states: Vec<usize> =
+        (0..server.states.len()).filter(|at| wanted.is_none_or(|wanted| wanted == *at)).collect();
+    // One that cannot be read keeps nobody from what the others have.
+    let (mut all, mut unread) = (Vec::new(), None);
+    if let Some(id) = &exact {
+        for state in &states {
+            match look(server, *state, id).await {
+                Ok(found) => all.extend(found),
+                Err(refused) => unread = Some(unreadable(server, *state, refused)),
             }
         }
     }
-    for state in states() {
-        let served = server.states[state].first;
-        let short = id.to_owned();
-        let full = ask(server, served, move |context| {
-            let Some(ledger) = context.ledger()? else { return Ok(None) };
-            match ledger.resolve(&short) {
-                Ok(id) => Ok(Some(id)),
-                Err(LedgerError::NoExecution { .. }) => Ok(None),
-                Err(error) => Err(error.into()),
+    if all.is_empty() {
+        for state in &states {
+            match look_short(server, *state, id).await {
+                Ok(found) => all.extend(found),
+                Err(refused) if refused.is_conflict() => return Err(refused),
+                Err(refused) => unread = Some(unreadable(server, *state, refused)),
             }
-        });
-        if let Some(full) = full.await?
-            && let Some(found) = look(server, state, &full).await?
-        {
-            return Ok(found);
         }
     }
-    Err(Refused::of(server, &Failure::from(LedgerError::NoExecution { prefix: id.to_owned() })))
+    let mut all = all.into_iter();
+    match (all.next(), all.next()) {
+        (Some(found), None) => Ok(found),
+        (Some(one), Some(other)) => {
+            let roots = [one, other].map(|found| found.root.display().to_string());
+            let message = format!("{id:?} fits in {} and in {}", roots[0], roots[1]);
+            let status = StatusCode::CONFLICT;
+            Err(Refused::new(status, "ambiguous", &message).hint("say which: ?workspace="))
+        }
+        (None, _) => {
+            let none = Failure::from(LedgerError::NoExecution { prefix: id.to_owned() });
+            Err(unread.unwrap_or_else(|| Refused::of(server, &none)))
+        }
+    }
+}
+
+/// A state directory that is left out of an answer: the log says why.
+pub(super) fn unreadable(server: &Server, state: usize, refused: Refused) -> Refused {
+    let state = server.states[state].path.display();
+    tracing::warn!(%state, ?refused, "a ledger cannot be read");
+    refused
+}
+
+/// An execution of one state directory by a short form of its id.
+async fn look_short(server: &Shared, state: usize, id: &str) -> Result<Option<Found>, Refused> {
+    let served = server.states[state].first;
+    let short = id.to_owned();
+    let full = ask(server, served, move |context| {
+        let Some(ledger) = context.ledger()? else { return Ok(None) };
+        match ledger.resolve(&short) {
+            Ok(id) => Ok(Some(id)),
+            Err(LedgerError::NoExecution { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    });
+    match full.await? {
+        Some(full) => look(server, state, &full).await,
+        None => Ok(None),
+    }
 }
 
 /// An execution of one state directory, if it is known there.
@@ -129,24 +168,27 @@ async fn look(server: &Shared, state: usize, id: &ExecutionId) -> Result<Option<
     let served = server.states[state].first;
     let folder = Folder::of(&server.states[state].path, id);
     let (asked, reading) = (id.clone(), folder.clone());
-    let (kept, row, root) = ask(server, served, move |context| {
+    let (kept, row, last) = ask(server, served, move |context| {
         let kept = reading.kept().map_err(Failure::io("reading a submission"))?;
         let Some(ledger) = context.ledger()? else { return Ok((kept, None, None)) };
         let row = ledger.execution(&asked)?.map(|found| found.row);
         let filter = Filter { execution: Some(asked), limit: Some(1), ..Filter::default() };
-        let root = ledger.attempts(&filter)?.first().map(|found| found.workspace.root.clone());
-        Ok((kept, row, root))
+        let last = ledger.attempts(&filter)?.into_iter().next().map(|found| found.workspace);
+        Ok((kept, row, last))
     })
     .await?;
     if kept.is_none() && row.is_none() {
         return Ok(None);
     }
-    let root = kept.as_ref().map(|kept| kept.root.clone()).or(root);
+    let place = kept.as_ref().map(|kept| (kept.workspace.clone(), kept.root.clone()));
+    let place = place.or(last.map(|last| (last.id, last.root)));
+    let of_place = place.as_ref().and_then(|(id, _)| server.named(state, id));
     // Of a work tree that is not served the ledger is known all the same.
-    let of_root = server.served.iter().position(|s| Some(&s.root) == root.as_ref());
-    let job = Job { served: of_root.unwrap_or(served), id: id.clone(), folder };
+    let job = Job { served: of_place.unwrap_or(served), id: id.clone(), folder };
+    let stood = place.filter(|_| of_place.is_none()).map(|(_, root)| root);
+    let root = stood.unwrap_or_else(|| server.served[job.served].root.clone());
     let last_attempt = row.and_then(|row| row.current_attempt).map_or(0, |attempt| attempt.0);
-    Ok(Some(Found { job, kept, last_attempt }))
+    Ok(Some(Found { job, root, kept, last_attempt }))
 }
 
 pub(super) async fn submit(
@@ -187,20 +229,22 @@ pub(super) async fn list(
         None => None,
     };
     let mut all = Vec::new();
-    for at in 0..server.states.len() {
-        let served = server.states[at].first;
+    for (at, state) in server.states.iter().enumerate() {
         if wanted.is_some_and(|wanted| server.served[wanted].state != at) {
             continue;
         }
-        let unsettled = listed.unsettled;
-        let part = ask(&server, served, move |context| {
-            query::list(context, unsettled, limit).map(|document| document.attempts)
-        });
-        all.extend(part.await?);
-    }
-    if let Some(wanted) = wanted {
-        let root = server.served[wanted].root.display().to_string();
-        all.retain(|attempt| attempt.workspace == root);
+        let filter = Filter {
+            workspace: wanted.map(|wanted| server.served[wanted].id.clone()),
+            settled: listed.unsettled.then_some(false),
+            limit: (limit > 0).then_some(limit),
+            ..Filter::default()
+        };
+        let part = ask(&server, state.first, move |context| query::list_by(context, &filter));
+        match part.await {
+            Ok(part) => all.extend(part.attempts),
+            Err(refused) if wanted.is_some() => return Err(refused),
+            Err(refused) => drop(unreadable(&server, at, refused)),
+        }
     }
     all.sort_by(|a, b| b.started_at.cmp(&a.started_at));
     if limit > 0 {
@@ -220,33 +264,48 @@ pub(super) async fn show(
         let wait = value::duration_ms(&text)
             .map_err(|why| Refused::of(&server, &Failure::Usage(format!("wait: {why}"))))?;
         let wait = Duration::from_millis(wait).min(LONGEST_WAIT);
-        let running =
-            server.entries().get(&server.name(&found.job)).map(|entry| entry.phase.subscribe());
-        if let Some(mut running) = running {
-            let over = running.wait_for(|phase| *phase == Phase::Finished);
-            let _ = tokio::time::timeout(wait, over).await;
-        }
+        // Also for the end of what runs by hand.
+        let mut phase = streams::phase_of(&server, &found);
+        let over = streams::finished(&server, &found, &mut phase);
+        let _ = tokio::time::timeout(wait, over).await;
     }
     let running = server.entries().get(&server.name(&found.job)).map(|entry| *entry.phase.borrow());
-    let phase = running.or_else(|| found.kept.is_some().then_some(Phase::Finished));
-    let asked = found.job.id.to_string();
-    let history =
-        ask(&server, found.job.served, move |context| match query::show(context, &asked) {
-            Ok(document) => Ok(Some(document)),
-            Err(Failure::Ledger(LedgerError::NoExecution { .. })) => Ok(None),
-            Err(failure) => Err(failure),
-        })
-        .await?;
+    let (phase, code) = match (running, found.kept.clone()) {
+        (Some(phase), _) => (Some(phase), None),
+        (None, None) => (None, None),
+        (None, Some(kept)) => {
+            let job = found.job.clone();
+            let (phase, code) =
+                asked(&server, move |server| unattended(server, &job, &kept)).await?;
+            (Some(phase), code)
+        }
+    };
+    let id = found.job.id.to_string();
+    let history = ask(&server, found.job.served, move |context| match query::show(context, &id) {
+        Ok(document) => Ok(Some(document)),
+        Err(Failure::Ledger(LedgerError::NoExecution { .. })) => Ok(None),
+        Err(failure) => Err(failure),
+    })
+    .await?;
     let is_over = phase == Some(Phase::Finished);
     Ok(Json(ExecutionDocument {
         schema: SCHEMA,
         execution_id: found.job.id,
-        workspace: server.served[found.job.served].root.display().to_string(),
+        workspace: found.root.display().to_string(),
         phase,
-        exit_code: found.job.folder.finished().filter(|_| is_over).and_then(|f| f.exit_code),
+        exit_code: code.filter(|_| is_over),
         outcome: found.job.folder.outcome().filter(|_| is_over),
         history,
     }))
+}
+
+/// How far a submission is that this server does nothing about, and its exit code.
+fn unattended(server: &Server, job: &Job, kept: &Kept) -> Result<(Phase, Option<u8>), Failure> {
+    let standing = standing::of(server, job, kept, false)?;
+    let lock = || job.folder.try_lock().map_err(Failure::io("looking for a driver"));
+    // Of a work tree that is not served the driver may go on.
+    let runs = job.folder.finished().is_none() && lock()?.is_none();
+    Ok(if runs { (Phase::Running, None) } else { (standing.phase(), standing.exit_code()) })
 }
 
 pub(super) async fn cancel(
@@ -257,7 +316,7 @@ pub(super) async fn cancel(
 ) -> Answer<Value> {
     let Query(which) = query?;
     let found = find(&server, &id, which.workspace.as_deref()).await?;
-    let unrecorded = drivers::cancel_unrecorded(&server, &found.job, found.has_begun())
+    let unrecorded = standing::cancel(&server, &found.job, found.kept.as_ref(), found.has_begun())
         .map_err(|failure| Refused::of(&server, &failure))?;
     match unrecorded {
         Cancelled::Queued => Ok(Json(json!({

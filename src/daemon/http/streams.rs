@@ -202,12 +202,15 @@ pub(super) async fn of_execution(
     Ok(sse(stream))
 }
 
-fn phase_of(server: &Shared, found: &Found) -> Option<tokio::sync::watch::Receiver<Phase>> {
+pub(super) fn phase_of(
+    server: &Shared,
+    found: &Found,
+) -> Option<tokio::sync::watch::Receiver<Phase>> {
     server.entries().get(&server.name(&found.job)).map(|entry| entry.phase.subscribe())
 }
 
 /// Until a submission is over; where it is none, until no coordinator is at work on it.
-async fn finished(
+pub(super) async fn finished(
     server: &Shared,
     found: &Found,
     phase: &mut Option<tokio::sync::watch::Receiver<Phase>>,

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::super::documents::{Phase, WorkspaceDocument, WorkspacesDocument};
 use super::super::server::Shared;
-use super::answers::{Answer, Refused, ask};
+use super::answers::{Answer, Refused, ask_tree};
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::report::documents::ReconcileDocument;
 use crate::tx::tag::StateTag;
@@ -30,11 +30,20 @@ pub(super) async fn health() -> Response {
 }
 
 pub(super) async fn ready(State(server): State<Shared>) -> Response {
-    let ready = server.is_ready();
+    let mut unusable = Vec::new();
+    for at in 0..server.served.len() {
+        if ask_tree(&server, at, |context| context.ledger().map(drop)).await.is_err() {
+            unusable.push(server.served[at].root.display().to_string());
+        }
+    }
+    // Where one of several cannot be used, work for the others is taken.
+    let ready = server.is_ready() && unusable.len() < server.served.len();
     let draining = *server.draining.borrow();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "schema": SCHEMA, "ready": ready, "draining": draining })))
-        .into_response()
+    let said = json!({
+        "schema": SCHEMA, "ready": ready, "draining": draining, "unusable": unusable,
+    });
+    (status, Json(said)).into_response()
 }
 
 pub(super) async fn metrics(State(server): State<Shared>) -> Result<Response, Refused> {
@@ -51,7 +60,7 @@ pub(super) async fn metrics(State(server): State<Shared>) -> Result<Response, Re
 pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocument> {
     let mut workspaces = Vec::new();
     for at in 0..server.served.len() {
-        let (unsettled, quarantined) = ask(&server, at, |context| {
+        let counted = ask_tree(&server, at, |context| {
             let Some(ledger) = context.ledger()? else { return Ok((0, 0)) };
             let unsettled = ledger.unsettled(Some(&context.workspace.id()))?;
             let mut quarantined = 0;
@@ -59,8 +68,12 @@ pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocum
                 quarantined += usize::from(attempt.tag()? == StateTag::Quarantined);
             }
             Ok((unsettled.len(), quarantined))
-        })
-        .await?;
+        });
+        // One that cannot be used keeps nobody from the others.
+        let ((unsettled, quarantined), error) = match counted.await {
+            Ok(counts) => (counts, None),
+            Err(refused) => ((0, 0), Some(refused.message())),
+        };
         let entries = server.entries();
         let here = || entries.iter().filter(|(_, entry)| entry.served == at);
         let in_phase = |phase| here().filter(move |(_, entry)| *entry.phase.borrow() == phase);
@@ -71,6 +84,7 @@ pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocum
             queued: in_phase(Phase::Queued).count(),
             unsettled,
             quarantined,
+            error,
             watches: server.served[at].watched.get().map(|told| told.now().watches),
         });
     }

@@ -1,0 +1,259 @@
+//! What a server has taken is kept and runs once: through drains, cancels, retries, kills, and when
+//! its work tree is served elsewhere.
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::lab::Midway;
+use crate::server::{Server, start};
+use crate::support::Repo;
+
+/// The driver of a submission.
+fn driver(server: &Server, id: &str) -> Pid {
+    let path = server.state.join("submitted").join(id).join("driver.json");
+    let text = loop {
+        // Written by the server, as soon as there is one.
+        match std::fs::read_to_string(&path) {
+            Ok(text) if !text.is_empty() => break text,
+            _ => std::thread::yield_now(),
+        }
+    };
+    let said: Value = serde_json::from_str(&text).expect("a document");
+    let pid = said["process"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    Pid::from_raw(pid.expect("a pid")).expect("a pid")
+}
+
+/// The driver of a submission, once it handles signals: then it waits for its work tree.
+fn waiting(server: &Server, id: &str) -> Pid {
+    let pid = driver(server, id);
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+        let status = status.expect("it lives");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t"));
+        let caught = u64::from_str_radix(caught.expect("a mask"), 16).expect("a number");
+        // SIGTERM, by the handler that comes after the one for SIGINT.
+        if caught & (1 << 14) != 0 {
+            return pid;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_drain_keeps_what_waits_for_its_work_tree() {
+    let repo = Repo::new();
+    let midway = Midway::named(&repo, "");
+    let guard = repo.spawn(&mut repo.worktx(&["guard", "--", "sh", "-c", &midway.words()]));
+    let mut server = start(&repo, &["--drain", "0s"]);
+    server.submit("waits", "echo waits > waits");
+    server.submit("behind", "echo behind > behind");
+    let care = json!({
+        "execution_id": "care", "triggered_by": "maintenance", "command": ["sh", "-c", "echo care > ignored"],
+    });
+    midway.ready.wait();
+    waiting(&server, "waits");
+    server.signal(Signal::TERM);
+    assert_eq!(server.over(), Some(0));
+    let mut server = start(&repo, &["--drain", "0s"]);
+    server.post("/v1/executions", &care).is(201);
+    for id in ["waits", "behind", "care"] {
+        assert_ne!(server.get(&format!("/v1/executions/{id}")).is(200)["phase"], "finished");
+    }
+    waiting(&server, "waits");
+    server.signal(Signal::TERM);
+    assert_eq!(server.over(), Some(0));
+    midway.go.open();
+    Repo::wait(guard).exits(0);
+    let server = start(&repo, &[]);
+    for id in ["waits", "behind", "care"] {
+        assert_eq!(server.end_of(id)["exit_code"], 0, "{id}");
+    }
+    assert_eq!((repo.read("waits"), repo.read("behind")), ("waits\n".into(), "behind\n".into()));
+    assert_eq!(repo.sql("select count(*) from attempt"), "2");
+}
+
+#[test]
+fn a_driver_that_only_waited_is_no_end_of_its_submission() {
+    let repo = Repo::new();
+    let midway = Midway::named(&repo, "");
+    let guard = repo.spawn(&mut repo.worktx(&["guard", "--", "sh", "-c", &midway.words()]));
+    let mut server = start(&repo, &[]);
+    midway.ready.wait();
+    server.submit("waits", "echo waits > waits");
+    let pid = waiting(&server, "waits");
+    // All of a service is told to end at once, and the server does not live to hear of it.
+    server.signal(Signal::KILL);
+    server.over();
+    kill_process(pid, Signal::TERM).expect("it lives");
+    let lock =
+        std::fs::File::open(server.state.join("submitted/waits/driver.lock")).expect("there");
+    lock.lock().expect("it ends");
+    drop(lock);
+    let said = std::fs::read_to_string(server.state.join("submitted/waits/outcome.json"));
+    let said: Value = serde_json::from_str(&said.expect("left")).expect("a document");
+    assert_eq!((&said["outcome"], &said["reason"]), (&"busy".into(), &"wait_ended".into()));
+    let server = start(&repo, &[]);
+    assert_ne!(server.get("/v1/executions/waits").is(200)["phase"], "finished");
+    midway.go.open();
+    Repo::wait(guard).exits(0);
+    assert_eq!(server.end_of("waits")["exit_code"], 0);
+    assert_eq!(repo.read("waits"), "waits\n");
+}
+
+#[test]
+fn a_cancel_of_what_waits_for_its_work_tree_is_its_end() {
+    let repo = Repo::new();
+    let midway = Midway::named(&repo, "");
+    let guard = repo.spawn(&mut repo.worktx(&["guard", "--", "sh", "-c", &midway.words()]));
+    let mut server = start(&repo, &[]);
+    midway.meanwhile(|| {
+        server.submit("own", "echo own > own");
+        waiting(&server, "own");
+        let answer = server.post("/v1/executions/own/cancel", &json!({})).is(200);
+        assert_eq!(answer["verdict"], "interrupted");
+        let document = server.end_of("own");
+        assert_eq!((&document["exit_code"], &document["outcome"]), (&13.into(), &Value::Null));
+        // Also one that an earlier server began.
+        server.submit("adopted", "echo adopted > adopted");
+        waiting(&server, "adopted");
+        server.signal(Signal::KILL);
+        server.over();
+        server = start(&repo, &[]);
+        let answer = server.post("/v1/executions/adopted/cancel", &json!({})).is(200);
+        assert_eq!(answer["verdict"], "interrupted");
+        assert_eq!(server.end_of("adopted")["exit_code"], 13);
+    });
+    Repo::wait(guard).exits(0);
+    assert_eq!(repo.sql("select count(*) from attempt"), "0");
+    assert!(!repo.path("own").exists() && !repo.path("adopted").exists());
+}
+
+#[test]
+fn a_cancel_at_any_moment_is_an_end() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    for number in 0..12 {
+        let id = format!("job-{number}");
+        server.submit(&id, "exec sleep 600");
+        // It meets the driver before it is there, before it handles signals, and in its attempt.
+        for _ in 0..number * 20 {
+            std::thread::yield_now();
+        }
+        let answer = loop {
+            let answer = server.post(&format!("/v1/executions/{id}/cancel"), &json!({}));
+            if answer.status == 200 {
+                break answer.json();
+            }
+        };
+        assert_eq!(server.end_of(&id)["exit_code"], 13, "{answer}");
+    }
+}
+
+#[test]
+fn a_success_is_not_tried_again() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    let asked = |word: &str| json!({ "execution_id": "job", "retry": true, "command": ["sh", "-c", format!("echo {word}; echo {word} > file")] });
+    server.post("/v1/executions", &asked("first")).is(201);
+    assert_eq!(server.end_of("job")["exit_code"], 0);
+    let again = server.post("/v1/executions", &asked("first")).is(200);
+    assert_eq!((&again["existed"], &again["phase"]), (&true.into(), &"finished".into()));
+    let other = server.post("/v1/executions", &asked("second")).is(409);
+    assert_eq!(other["reason"], "impossible");
+    assert_eq!(server.get("/v1/executions/job/output/stdout").body, "first\n");
+    assert_eq!(repo.read("file"), "first\n");
+}
+
+#[test]
+fn an_end_that_could_not_be_written_down_is_one() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    let runs = repo.outside().join("runs");
+    let way = server.state.join("submitted/job/finished.json");
+    let script = format!("echo run >> {}; mkdir {}; exit 3", runs.display(), way.display());
+    let body = json!({ "execution_id": "job", "command": ["sh", "-c", script] });
+    server.post("/v1/executions", &body).is(201);
+    assert_eq!(server.end_of("job")["exit_code"], 10);
+    let again = server.post("/v1/executions", &body).is(200);
+    assert_eq!((&again["existed"], &again["phase"]), (&true.into(), &"finished".into()));
+    assert_eq!(std::fs::read_to_string(runs).expect("readable"), "run\n");
+    assert_eq!(repo.sql("select count(*) from attempt"), "1");
+}
+
+#[test]
+fn a_moved_work_tree_takes_its_submissions_with_it() {
+    let mut repo = Repo::new();
+    let mut server = start(&repo, &[]);
+    server.post("/v1/guard", &json!({ "ttl": "10m" })).is(200);
+    let body = json!({ "execution_id": "waits", "command": ["sh", "-c", "pwd > where"] });
+    server.post("/v1/executions", &body).is(201);
+    server.signal(Signal::KILL);
+    server.over();
+    let moved = repo.outside().join("moved");
+    std::fs::rename(&repo.root, &moved).expect("moved");
+    repo.root = moved;
+    let server = start(&repo, &[]);
+    let again = server.post("/v1/executions", &body).is(200);
+    assert_eq!(again["existed"], true);
+    assert_eq!(server.end_of("waits")["exit_code"], 0);
+    assert_eq!(repo.read("where").trim_end(), repo.root.display().to_string());
+    assert_eq!(repo.sql("select count(*) from attempt"), "1");
+}
+
+#[test]
+fn what_waits_for_a_tree_that_is_not_served_waits() {
+    let repo = Repo::new();
+    let side = repo.outside().join("side").display().to_string();
+    repo.git(&["worktree", "add", "-q", &side]);
+    let root = repo.root.display().to_string();
+    let mut server = start(&repo, &[&root, &side]);
+    server.post("/v1/guard", &json!({ "ttl": "10m", "workspace": side })).is(200);
+    for id in ["waits", "dropped"] {
+        let body = json!({ "execution_id": id, "workspace": side, "command": ["touch", id] });
+        server.post("/v1/executions", &body).is(201);
+    }
+    server.signal(Signal::KILL);
+    server.over();
+    let mut server = start(&repo, &[&root]);
+    assert!(server.said.contains("not served"), "{}", server.said);
+    let document = server.get("/v1/executions/waits").is(200);
+    assert_eq!(
+        (&document["phase"], &document["workspace"]),
+        (&"queued".into(), &side.as_str().into())
+    );
+    let answer = server.post("/v1/executions/dropped/cancel", &json!({})).is(200);
+    assert_eq!(answer["verdict"], "not_begun");
+    server.signal(Signal::KILL);
+    server.over();
+    let server = start(&repo, &[&root, &side]);
+    assert_eq!(server.end_of("waits")["exit_code"], 0);
+    assert_eq!(server.end_of("dropped")["exit_code"], 13);
+    let there = |name: &str| std::path::Path::new(&side).join(name).exists();
+    assert!(there("waits") && !there("dropped"));
+}
+
+#[test]
+fn what_runs_without_an_attempt_is_reached_by_a_later_server() {
+    let repo = Repo::new();
+    let mut server = start(&repo, &[]);
+    let midway = Midway::named(&repo, "");
+    let ended = |server: &mut Server, id: &str| {
+        let body = json!({
+            "execution_id": id, "triggered_by": "maintenance", "command": ["sh", "-c", midway.words()],
+        });
+        server.post("/v1/executions", &body).is(201);
+        midway.ready.wait();
+        server.signal(Signal::KILL);
+        server.over();
+        *server = start(&repo, &["--drain", "0s"]);
+    };
+    ended(&mut server, "cancelled");
+    let answer = server.post("/v1/executions/cancelled/cancel", &json!({})).is(200);
+    assert_eq!(answer["verdict"], "interrupted");
+    assert_eq!(server.end_of("cancelled")["outcome"]["reason"], "cancelled");
+    ended(&mut server, "drained");
+    server.signal(Signal::TERM);
+    assert_eq!(server.over(), Some(0));
+    let server = start(&repo, &[]);
+    assert_eq!(server.end_of("drained")["outcome"]["reason"], "interrupted");
+}
