@@ -4,7 +4,7 @@
 //! # Limitations
 //! Counters begin with the server; gauges are as the ledger stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -62,6 +62,8 @@ struct Read {
     last: Option<i64>,
     /// When each unsettled attempt came into the state that it is in.
     since: HashMap<(ExecutionId, AttemptNo), jiff::Timestamp>,
+    /// The quarantined attempts, which were counted as such: their settlement is no other end.
+    quarantined: HashSet<(ExecutionId, AttemptNo)>,
 }
 
 /// All figures.
@@ -88,7 +90,7 @@ impl Metrics {
     pub(super) fn new() -> Self {
         let mut registry = Registry::with_prefix("worktx");
         let attempts = Family::<Outcome, Counter>::default();
-        registry.register("attempts", "Attempts that came to an end, by outcome", attempts.clone());
+        registry.register("attempts", "Attempts that came to an end, by the first one: what was quarantined and then settled counts as quarantined", attempts.clone());
         let verdicts = Family::<Verdict, Counter>::default();
         registry.register("gate_verdicts", "Verdicts on a success, by kind", verdicts.clone());
         // A millisecond to over an hour.
@@ -183,13 +185,16 @@ impl Metrics {
         if event.from_state.as_deref() == Some(to) {
             return;
         }
-        match to {
-            "done" => self.outcome("committed"),
-            "rolled_back" | "quarantined" | "released" => self.outcome(to),
-            _ => {}
+        let key = (event.execution.clone(), attempt);
+        let is_new = match to {
+            "quarantined" => read.quarantined.insert(key.clone()),
+            "done" | "rolled_back" | "released" => !read.quarantined.remove(&key),
+            _ => false,
+        };
+        if is_new {
+            self.outcome(if to == "done" { "committed" } else { to });
         }
         let Ok(at) = event.at.parse::<jiff::Timestamp>() else { return };
-        let key = (event.execution.clone(), attempt);
         let before = read.since.insert(key.clone(), at);
         if let (Some(before), Some(from)) = (before, event.from_state.clone()) {
             let seconds = at.duration_since(before).as_secs_f64().max(0.0);
@@ -230,8 +235,29 @@ impl Metrics {
     pub(super) fn begin(&self, server: &Server) -> Result<(), Failure> {
         let mut all = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for state in &server.states {
-            let last = server.served[state.first].context()?.need_ledger()?.last_event_id()?;
+            let last = server.context_near(state.first)?.need_ledger()?.last_event_id()?;
             all.push(Read { last: Some(last), ..Read::default() });
+        }
+        Ok(())
+    }
+
+    /// Takes in what came since, and how the work trees of a state directory stand.
+    fn take_state(&self, server: &Server, at: usize, read: &mut Read) -> Result<(), Failure> {
+        let ledger = server.context_near(server.states[at].first)?.need_ledger()?;
+        let filter = EventFilter { after: read.last, ..EventFilter::default() };
+        for event in ledger.events(&filter)? {
+            self.take(read, &event);
+        }
+        for served in server.served.iter().filter(|served| served.state == at) {
+            let unsettled = ledger.unsettled(Some(&served.id))?;
+            let mut quarantined = 0;
+            for attempt in &unsettled {
+                quarantined += i64::from(attempt.tag()? == StateTag::Quarantined);
+            }
+            let label = Workspace { workspace: served.root.display().to_string() };
+            let count = i64::try_from(unsettled.len()).unwrap_or(i64::MAX);
+            self.unsettled.get_or_create(&label).set(count);
+            self.quarantined.get_or_create(&label).set(quarantined);
         }
         Ok(())
     }
@@ -240,23 +266,10 @@ impl Metrics {
     pub(super) fn page(&self, server: &Server) -> Result<String, Failure> {
         let mut all = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         for (at, read) in all.iter_mut().enumerate() {
-            let first = &server.served[server.states[at].first];
-            let ledger = first.context()?.need_ledger()?;
-            let filter = EventFilter { after: read.last, ..EventFilter::default() };
-            for event in ledger.events(&filter)? {
-                self.take(read, &event);
-            }
-            for served in server.served.iter().filter(|served| served.state == at) {
-                let id = served.context()?.workspace.id();
-                let unsettled = ledger.unsettled(Some(&id))?;
-                let mut quarantined = 0;
-                for attempt in &unsettled {
-                    quarantined += i64::from(attempt.tag()? == StateTag::Quarantined);
-                }
-                let label = Workspace { workspace: served.root.display().to_string() };
-                let count = i64::try_from(unsettled.len()).unwrap_or(i64::MAX);
-                self.unsettled.get_or_create(&label).set(count);
-                self.quarantined.get_or_create(&label).set(quarantined);
+            // One that cannot be read keeps nobody from the figures of the others.
+            if let Err(error) = self.take_state(server, at, read) {
+                let state = server.states[at].path.display();
+                tracing::warn!(%state, %error, "a ledger cannot be read");
             }
         }
         drop(all);
@@ -313,10 +326,18 @@ mod tests {
         }
         assert_eq!(read.last, Some(4));
         assert!(read.since.is_empty());
+        // An operator's decision about what was quarantined is no second end.
+        for (id, from, to) in [(5, "open", "quarantined"), (6, "quarantined", "rolling_back")] {
+            metrics.take(&mut read, &event(id, "x", "2026-01-01T00:00:04Z", Some((from, to))));
+        }
+        let states = Some(("rolling_back", "rolled_back"));
+        metrics.take(&mut read, &event(7, "finished", "2026-01-01T00:00:05Z", states));
+        assert!(read.quarantined.is_empty());
         let mut page = String::new();
         text::encode(&mut page, &metrics.registry).expect("text");
         for line in [
             "worktx_attempts_total{outcome=\"committed\"} 1",
+            "worktx_attempts_total{outcome=\"quarantined\"} 1",
             "worktx_gate_verdicts_total{verdict=\"won\"} 1",
             "worktx_state_duration_seconds_sum{state=\"sealed\"} 2.0",
             "worktx_state_duration_seconds_sum{state=\"committed\"} 0.5",
@@ -325,5 +346,6 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line}\n{page}");
         }
+        assert!(!page.contains("outcome=\"rolled_back\""), "{page}");
     }
 }
