@@ -35,6 +35,9 @@ const CLAIM_TOKEN: &str = "WORKTX_CLAIM_TOKEN";
 const LOCK_FD: i32 = 3;
 /// After the interrupt of a drain, drivers have this long to roll back.
 const ROLL_BACK: Duration = Duration::from_mins(1);
+/// How long those who follow what is over may take to read its end, and how often that is asked.
+const FOLLOWERS: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A submission that is to be run, or runs.
 #[derive(Clone, Debug)]
@@ -215,6 +218,17 @@ fn driver(kept: &Kept, root: &Path, id: &ExecutionId, folder: &Folder) -> std::i
 /// Begins nothing more, waits for what runs, interrupts what is left, and waits for that.
 pub(super) async fn drain(server: &Server, patience: Duration) {
     server.draining.send_replace(true);
+    end_drivers(server, patience).await;
+    // What was said last is read by those who follow it.
+    let _ = tokio::time::timeout(FOLLOWERS, async {
+        while server.is_followed() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    })
+    .await;
+}
+
+async fn end_drivers(server: &Server, patience: Duration) {
     if tokio::time::timeout(patience, idle(server)).await.is_ok() {
         return;
     }

@@ -115,6 +115,8 @@ pub(super) struct Server {
     /// Grows to `true` when no more work is begun.
     pub(super) draining: watch::Sender<bool>,
     is_ready: AtomicBool,
+    /// One handle for each who follows an execution to its end.
+    following: Arc<()>,
 }
 
 impl Server {
@@ -158,6 +160,7 @@ impl Server {
             describe: options.describe,
             draining: watch::Sender::new(false),
             is_ready: AtomicBool::new(false),
+            following: Arc::default(),
         })
     }
 
@@ -288,6 +291,16 @@ impl Server {
 
     pub(super) fn entries(&self) -> MutexGuard<'_, HashMap<Name, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be held by a stream that ends with its execution.
+    pub(super) fn following(&self) -> Arc<()> {
+        Arc::clone(&self.following)
+    }
+
+    /// Whether such a stream is not at its end.
+    pub(super) fn is_followed(&self) -> bool {
+        Arc::strong_count(&self.following) > 1
     }
 
     pub(super) fn set_ready(&self) {

@@ -1,11 +1,13 @@
 //! What a server has taken is kept and runs once: through drains, cancels, retries, kills, and when
 //! its work tree is served elsewhere.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::lab::Midway;
-use crate::server::{Server, start};
+use crate::server::{Server, request, start};
 use crate::support::Repo;
 
 /// The driver of a submission.
@@ -256,4 +258,38 @@ fn what_runs_without_an_attempt_is_reached_by_a_later_server() {
     assert_eq!(server.over(), Some(0));
     let server = start(&repo, &[]);
     assert_eq!(server.end_of("drained")["outcome"]["reason"], "interrupted");
+}
+
+#[test]
+fn output_is_followed_through_a_drain() {
+    let repo = Repo::new();
+    let mut server = start(&repo, &["--drain", "1h"]);
+    let midway = Midway::named(&repo, "");
+    server.submit("job", &format!("echo first; {}; echo second", midway.words()));
+    midway.ready.wait();
+    let mut output = BufReader::new(server.connect());
+    let path = "/v1/executions/job/output/stdout?follow=true";
+    output.get_mut().write_all(request("GET", path, "", None).as_bytes()).expect("sent");
+    let mut events = BufReader::new(server.connect());
+    let path = "/v1/executions/job/events?follow=true";
+    events.get_mut().write_all(request("GET", path, "", None).as_bytes()).expect("sent");
+    let (mut seen, mut told) = (String::new(), String::new());
+    while !seen.contains("first\n") {
+        assert!(output.read_line(&mut seen).expect("readable") > 0, "{seen}");
+    }
+    while !told.contains("turn_started") {
+        assert!(events.read_line(&mut told).expect("readable") > 0, "{told}");
+    }
+    server.signal(Signal::TERM);
+    let mut line = String::new();
+    while !line.contains("told to end") {
+        line.clear();
+        assert!(server.log.read_line(&mut line).expect("readable") > 0);
+    }
+    midway.go.open();
+    output.read_to_string(&mut seen).expect("to its end");
+    assert!(seen.contains("second\n") && seen.ends_with("0\r\n\r\n"), "{seen}");
+    events.read_to_string(&mut told).expect("to its end");
+    assert!(told.contains("\"event\":\"finished\"") && told.ends_with("0\r\n\r\n"), "{told}");
+    assert_eq!(server.over(), Some(0));
 }

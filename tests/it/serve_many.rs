@@ -1,7 +1,8 @@
 //! One server of several work trees: which is meant, what of one does not reach another, and that
 //! one which cannot be used keeps nobody from the others.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 
 use serde_json::json;
 
@@ -46,6 +47,117 @@ fn a_work_tree_beneath_another_is_another() {
 }
 
 #[test]
+fn a_work_tree_that_is_gone_keeps_nobody_from_the_others() {
+    let (gone, other) = (Repo::new(), Repo::new());
+    let mut server = both(&gone, &other);
+    // Its socket goes with it.
+    server.state = other.git_dir().join("worktx");
+    run_on(&server, &other, "one");
+    let ready = server.get("/v1/ready").is(200);
+    assert_eq!(ready["unusable"], json!([]));
+    std::fs::rename(&gone.root, gone.outside().join("moved")).expect("moved");
+    let trees = server.get("/v1/workspaces").is(200)["workspaces"].clone();
+    assert!(trees[0]["error"].is_string() && trees[1]["error"].is_null(), "{trees}");
+    let page = server.get("/metrics");
+    assert!(page.status == 200 && page.body.contains("worktx_attempts_total"), "{}", page.body);
+    let list = server.get("/v1/executions").is(200);
+    assert_eq!(list["attempts"].as_array().map(Vec::len), Some(1));
+    assert_eq!(server.get("/v1/executions/one").is(200)["exit_code"], 0);
+    assert_eq!(server.get("/v1/executions/on").is(200)["execution_id"], "one");
+    server.post("/v1/executions/one/cancel", &json!({})).is(200);
+    let mut all = follow(server.connect(), "", "");
+    run_on(&server, &other, "two");
+    until(&mut all, "\"event\":\"finished\"");
+    let ready = server.get("/v1/ready").is(200);
+    assert_eq!((&ready["ready"], &ready["unusable"]), (&true.into(), &json!([root(&gone)])));
+    assert!(server.get("/v1/executions/none").status >= 500, "it may be in what cannot be read");
+    std::fs::rename(&other.root, other.outside().join("moved")).expect("moved");
+    server.state = other.outside().join("moved/.git/worktx");
+    assert_eq!(server.get("/v1/ready").is(503)["ready"], false);
+}
+
+#[test]
+fn a_ledger_is_read_by_any_of_its_work_trees() {
+    let repo = Repo::new();
+    let side = repo.outside().join("side").display().to_string();
+    repo.git(&["worktree", "add", "-q", &side]);
+    let server = start(&repo, &[&side, &root(&repo)]);
+    let body = json!({ "execution_id": "one", "workspace": side, "command": ["touch", "one"] });
+    server.post("/v1/executions", &body).is(201);
+    server.end_of("one");
+    repo.git(&["worktree", "remove", "--force", &side]);
+    run_on(&server, &repo, "two");
+    for id in ["one", "two"] {
+        assert_eq!(server.get(&format!("/v1/executions/{id}")).is(200)["exit_code"], 0);
+        server.get(&format!("/v1/executions/{id}/events")).is(200);
+        server.get(&format!("/v1/executions/{id}/diff")).is(200);
+    }
+    let list = server.get("/v1/executions").is(200);
+    assert_eq!(list["attempts"].as_array().map(Vec::len), Some(2));
+    let page = server.get("/metrics").body;
+    assert!(page.contains("worktx_attempts_total{outcome=\"committed\"} 2"), "{page}");
+    assert_eq!(server.get("/v1/ready").is(200)["unusable"], json!([side]));
+}
+
+/// Follows all events, from the head of the answer on.
+fn follow(stream: UnixStream, query: &str, headers: &str) -> BufReader<UnixStream> {
+    let mut all = BufReader::new(stream);
+    let asked = request("GET", &format!("/v1/events{query}"), headers, None);
+    all.get_mut().write_all(asked.as_bytes()).expect("sent");
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        all.read_line(&mut line).expect("the head");
+        assert!(!line.starts_with("HTTP/1.1 4"), "{line}");
+    }
+    all
+}
+
+/// Reads until this is told; all of it.
+fn until(stream: &mut BufReader<UnixStream>, word: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(word) {
+        assert!(stream.read_line(&mut seen).expect("readable") > 0, "{seen}");
+    }
+    seen
+}
+
+#[test]
+fn a_client_that_comes_back_misses_nothing_of_any_ledger() {
+    let (one, two) = (Repo::new(), Repo::new());
+    let server = both(&one, &two);
+    let mut all = follow(server.connect(), "", "");
+    for id in ["a", "b", "c"] {
+        run_on(&server, &one, id);
+    }
+    let mut seen = String::new();
+    for _ in 0..3 {
+        seen = until(&mut all, "\"event\":\"finished\"");
+    }
+    drop(all);
+    let id = seen.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    let id = id.expect("the id of the last event").to_owned();
+    // Its first event has a smaller number than the last one that was seen of the other.
+    run_on(&server, &two, "d");
+    for (query, headers) in [
+        (String::new(), format!("Last-Event-ID: {id}\r\n")),
+        (format!("?after={id}"), String::new()),
+    ] {
+        let mut all = follow(server.connect(), &query, &headers);
+        let seen = until(&mut all, "\"event\":\"finished\"");
+        assert!(seen.contains("\"event\":\"opened\"") && !seen.contains("\"c\""), "{seen}");
+    }
+    // A number alone says nothing where there are two.
+    assert_eq!(server.get("/v1/events?after=5").is(400)["reason"], "usage");
+    // Another set of work trees: what is not named begins now.
+    drop(server);
+    let server = start(&two, &[]);
+    let mut all = follow(server.connect(), &format!("?after={id}"), "");
+    assert!(until(&mut all, "\"event\":\"finished\"").contains("\"event\":\"opened\""));
+    follow(server.connect(), "?after=5", "");
+}
+
+#[test]
 fn what_fits_in_two_repositories_is_asked_about() {
     let (one, two) = (Repo::new(), Repo::new());
     let server = both(&one, &two);
@@ -79,6 +191,19 @@ fn a_list_of_one_tree_is_bounded_after_it_is_chosen() {
     let list = server.get(&format!("/v1/executions?limit=1&workspace={side}")).is(200);
     let ids: Vec<_> = list["attempts"].as_array().expect("a list").iter().collect();
     assert_eq!((ids.len(), &ids[0]["execution_id"]), (1, &"one".into()));
+}
+
+#[test]
+fn events_are_told_from_a_number_on() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    server.submit("one", "touch one");
+    server.end_of("one");
+    let all = server.get("/v1/executions/one/events").is(200);
+    let all = all["events"].as_array().expect("events");
+    let path = format!("/v1/executions/one/events?after={}", all[1]["id"]);
+    let rest = server.get(&path).is(200);
+    assert_eq!(rest["events"].as_array().expect("events")[..], all[2..]);
 }
 
 #[test]

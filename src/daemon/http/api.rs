@@ -160,7 +160,11 @@ const ROUTES: [Route; 17] = [
         method: "get",
         path: "/v1/events",
         summary: "All events from now on, as server-sent events",
-        query: &[("after", "integer", "From this number on instead")],
+        query: &[(
+            "after",
+            "string",
+            "From there on instead: the id of an event of this stream; a number of the ledger where there is one",
+        )],
         body: None,
         said: Said::Other("text/event-stream"),
     },

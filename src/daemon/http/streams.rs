@@ -14,16 +14,20 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
 use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncReadExt as _;
 
 use super::super::documents::Phase;
 use super::super::drivers;
 use super::super::server::Shared;
 use super::answers::{Refused, ask};
-use super::executions::{Found, find};
+use super::executions::{Found, find, unreadable};
+use crate::base::hex::hex;
+use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::coordinator::report::query;
 use crate::journal::{Event, EventFilter, Filter};
@@ -33,6 +37,8 @@ use crate::tx::id::ExecutionId;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// How often a file that is being written is looked at.
 const FOLLOW: Duration = Duration::from_millis(100);
+/// How many characters name a ledger in the ids of a stream of all.
+const NAME: usize = 8;
 /// How much output is sent at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 
@@ -43,6 +49,12 @@ pub(super) struct From {
     after: Option<i64>,
     #[serde(default)]
     follow: bool,
+}
+
+/// `?after=`
+#[derive(Debug, Deserialize)]
+pub(super) struct FromPlace {
+    after: Option<String>,
 }
 
 /// One ledger that is followed.
@@ -61,12 +73,21 @@ impl Followed {
         Self { server: Shared::clone(server), state, execution, after, ready: [].into(), changed }
     }
 
-    /// The next event; `None` when the server goes.
-    async fn next(&mut self) -> Option<Event> {
+    /// The next event; `None` when the server begins nothing more.
+    async fn next_until_drain(&mut self) -> Option<Event> {
         let mut draining = self.server.draining.subscribe();
+        tokio::select! {
+            biased;
+            event = self.next() => Some(event),
+            () = ended(&mut draining) => None,
+        }
+    }
+
+    /// The next event.
+    async fn next(&mut self) -> Event {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+                return event;
             }
             // Before the look, so that what comes in between is told.
             self.changed.mark_unchanged();
@@ -80,7 +101,6 @@ impl Followed {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 },
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = ended(&mut draining) => return None,
             }
         }
     }
@@ -111,14 +131,14 @@ async fn ended(draining: &mut tokio::sync::watch::Receiver<bool>) {
     let _ = draining.wait_for(|draining| *draining).await;
 }
 
-fn sent(server: &Shared, state: usize, event: &Event) -> Sent {
+fn sent(server: &Shared, state: usize, event: &Event, id: &str) -> Sent {
     let document = json!({
         "id": event.id, "at": event.at, "execution_id": event.execution,
         "attempt": event.attempt, "event": event.kind, "from": event.from_state,
         "to": event.to_state, "detail": event.detail,
         "state": server.states[state].path.display().to_string(),
     });
-    let sent = Sent::default().event("event").id(event.id.to_string());
+    let sent = Sent::default().event("event").id(id);
     // Plain data: it becomes text.
     sent.json_data(document).unwrap_or_default()
 }
@@ -127,39 +147,102 @@ fn sse(stream: impl Stream<Item = Result<Sent, Infallible>> + Send + 'static) ->
     Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
 }
 
-/// The number after which events are wanted: the header of a client that comes back goes first.
-fn after(headers: &HeaderMap, from: &From) -> Option<i64> {
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok());
-    last.or(from.after)
+/// What a client that comes back has seen last.
+fn last_seen(headers: &HeaderMap) -> Option<&str> {
+    headers.get("last-event-id").and_then(|value| value.to_str().ok())
 }
 
-/// All events of one state directory; without a number those from now on.
+/// The number after which events are wanted: the header of a client that comes back goes first.
+fn after(headers: &HeaderMap, from: &From) -> Option<i64> {
+    last_seen(headers).and_then(|text| text.parse().ok()).or(from.after)
+}
+
+/// How far a stream of all ledgers is: the number of the last event of each, by the ledger's name,
+/// so that a server of other work trees takes none for another.
+struct Place(Vec<(String, Option<i64>)>);
+
+impl Place {
+    /// Names of ledgers that hold for as long as they stand where they are.
+    fn new(server: &Shared) -> Self {
+        let name = |path: &std::path::Path| {
+            let digest = hex(&Sha256::digest(path.as_os_str().as_encoded_bytes()));
+            digest.chars().take(NAME).collect()
+        };
+        Self(server.states.iter().map(|state| (name(&state.path), None)).collect())
+    }
+
+    /// Takes over what a client has seen: `name-number`, several with dots between them; a number
+    /// alone where there is one ledger. Of what it does not name it has seen nothing.
+    fn read(&mut self, text: &str) -> Option<()> {
+        if let ([(_, only)], Ok(number)) = (&mut self.0[..], text.parse()) {
+            *only = Some(number);
+            return Some(());
+        }
+        for part in text.split('.') {
+            let (name, number) = part.split_once('-')?;
+            let number = number.parse().ok()?;
+            for (known, at) in &mut self.0 {
+                if known == name {
+                    *at = Some(number);
+                }
+            }
+        }
+        Some(())
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let known = self.0.iter().filter_map(|(name, at)| Some((name, (*at)?)));
+        for (number, (name, at)) in known.enumerate() {
+            let between = if number == 0 { "" } else { "." };
+            write!(f, "{between}{name}-{at}")?;
+        }
+        Ok(())
+    }
+}
+
+/// All events of all state directories; without a place those from now on.
 pub(super) async fn of_all(
     State(server): State<Shared>,
     headers: HeaderMap,
-    query: Result<Query<From>, QueryRejection>,
+    query: Result<Query<FromPlace>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(from) = query?;
+    let mut place = Place::new(&server);
+    if let Some(text) = last_seen(&headers).or(from.after.as_deref()) {
+        place.read(text).ok_or_else(|| {
+            let why = format!("after: {text:?} is no id of an event of this stream");
+            Refused::of(&server, &Failure::Usage(why))
+        })?;
+    }
     let mut all = Vec::new();
-    for state in 0..server.states.len() {
-        let served = server.states[state].first;
-        let start = match after(&headers, &from) {
-            Some(after) => after,
-            None => {
-                ask(&server, served, |context| Ok(context.need_ledger()?.last_event_id()?)).await?
+    for (at, state) in server.states.iter().enumerate() {
+        let start = if let Some(after) = place.0[at].1 {
+            after
+        } else {
+            let now = |context: &Context| Ok(context.need_ledger()?.last_event_id()?);
+            match ask(&server, state.first, now).await {
+                Ok(now) => now,
+                Err(refused) => {
+                    // It keeps nobody from the events of the others.
+                    drop(unreadable(&server, at, refused));
+                    continue;
+                }
             }
         };
-        let followed = Followed::new(&server, state, None, start);
-        let server = Shared::clone(&server);
-        all.push(Box::pin(stream::unfold(followed, move |mut followed| {
-            let server = Shared::clone(&server);
-            async move {
-                let event = followed.next().await?;
-                Some((Ok(sent(&server, state, &event)), followed))
-            }
+        place.0[at].1 = Some(start);
+        let followed = Followed::new(&server, at, None, start);
+        all.push(Box::pin(stream::unfold(followed, move |mut followed| async move {
+            let event = followed.next_until_drain().await?;
+            Some(((at, event), followed))
         })));
     }
-    Ok(sse(stream::select_all(all)))
+    let told = Shared::clone(&server);
+    Ok(sse(stream::select_all(all).map(move |(at, event)| {
+        place.0[at].1 = Some(event.id);
+        Ok(sent(&told, at, &event, &place.to_string()))
+    })))
 }
 
 /// The events of one execution: a document, or a stream until it is over.
@@ -175,28 +258,32 @@ pub(super) async fn of_execution(
     let follow = from.follow || wants.is_some_and(|kinds| kinds.contains("text/event-stream"));
     if !follow {
         let asked = found.job.id.to_string();
-        let document =
+        let mut document =
             ask(&server, found.job.served, move |context| query::events(context, &asked)).await?;
+        document.events.retain(|event| from.after.is_none_or(|after| event.id > after));
         return Ok(Json(document).into_response());
     }
     let state = server.served[found.job.served].state;
     let start = after(&headers, &from).unwrap_or(0);
     let followed = Followed::new(&server, state, Some(found.job.id.clone()), start);
-    let stream = stream::unfold(Some((followed, found)), move |held| {
+    let following = server.following();
+    let stream = stream::unfold(Some((followed, found, following)), move |held| {
         let server = Shared::clone(&server);
         async move {
-            let (mut followed, found) = held?;
+            let (mut followed, found, following) = held?;
             let mut over = phase_of(&server, &found);
             let event = tokio::select! {
                 biased;
-                event = followed.next() => event,
+                event = followed.next() => Some(event),
+                () = left_behind(&server, over.clone()) => None,
                 () = finished(&server, &found, &mut over) => {
                     // What came last was recorded before it was over.
                     followed.look().await;
                     followed.ready.pop_front()
                 }
             }?;
-            Some((Ok(sent(&server, state, &event)), Some((followed, found))))
+            let id = event.id.to_string();
+            Some((Ok(sent(&server, state, &event, &id)), Some((followed, found, following))))
         }
     });
     Ok(sse(stream))
@@ -207,6 +294,14 @@ pub(super) fn phase_of(
     found: &Found,
 ) -> Option<tokio::sync::watch::Receiver<Phase>> {
     server.entries().get(&server.name(&found.job)).map(|entry| entry.phase.subscribe())
+}
+
+/// Until the server goes before an execution is over; never for one that it waits for.
+async fn left_behind(server: &Shared, phase: Option<tokio::sync::watch::Receiver<Phase>>) {
+    ended(&mut server.draining.subscribe()).await;
+    if phase.is_some_and(|phase| *phase.borrow() == Phase::Running) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Until a submission is over; where it is none, until no coordinator is at work on it.
@@ -267,7 +362,7 @@ pub(super) async fn output(
         }
     };
     let file = file.map(tokio::fs::File::from_std);
-    let held = (file, found, name, from.follow);
+    let held = (file, found, name, from.follow.then(|| server.following()));
     let stream = stream::unfold(held, move |(mut file, found, name, follow)| {
         let server = Shared::clone(&server);
         async move {
@@ -290,11 +385,16 @@ pub(super) async fn output(
                             let held = (file, found, name, follow);
                             return Some((Ok(Bytes::from(bytes)), held));
                         }
-                        Err(error) => return Some((Err(error), (None, found, name, false))),
+                        Err(error) => return Some((Err(error), (None, found, name, None))),
                     }
                 }
-                if !follow || phase.is_none() || *server.draining.borrow() {
+                if follow.is_none() || phase.is_none() {
                     return None;
+                }
+                if phase == Some(Phase::Queued) && *server.draining.borrow() {
+                    // It goes on with the next server: this is not its end.
+                    let left = std::io::Error::other("the server goes before it is begun");
+                    return Some((Err(left), (None, found, name, None)));
                 }
                 tokio::time::sleep(FOLLOW).await;
             }
