@@ -179,9 +179,21 @@ fn check(request: &Submission) -> Result<(), Failure> {
     if checks.iter().filter(|set| **set).count() > 1 {
         return Err(usage("check", "one of post_check, check and no_post_check".to_owned()));
     }
-    let texts = request.command.iter().chain(request.env.keys()).chain(request.env.values());
-    if texts.clone().any(|text| text.contains('\0')) {
-        return Err(usage("command", "a zero byte".to_owned()));
+    let words = request.command.iter().chain(request.env.keys()).chain(request.env.values());
+    let words = words.map(|text| ("command, env", text));
+    let others = [
+        ("cwd", &request.cwd),
+        ("profile", &request.profile),
+        ("post_check", &request.post_check),
+        ("check", &request.check),
+        ("triggered_by", &request.triggered_by),
+        ("message", &request.message),
+        ("claim_token", &request.claim_token),
+    ];
+    let others = others.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?)));
+    if let Some((name, _)) = words.chain(others).find(|(_, text)| text.contains('\0')) {
+        // No process can be given one.
+        return Err(usage(name, "a zero byte".to_owned()));
     }
     let cwd = request.cwd.as_ref().map(Path::new);
     if cwd.is_some_and(|cwd| !cwd.components().all(|part| matches!(part, Component::Normal(_)))) {
@@ -255,9 +267,11 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused() {
         assert!(check(&submission(|_| {})).is_ok());
-        let cases: [Case; 11] = [
+        let cases: [Case; 13] = [
             ("command", |r| r.command.clear()),
             ("command", |r| r.command.push("a\0b".to_owned())),
+            ("message", |r| r.message = Some("a\0b".to_owned())),
+            ("claim_token", |r| r.claim_token = Some("a\0b".to_owned())),
             ("timeout", |r| r.timeout = Some("soon".to_owned())),
             ("wait", |r| r.wait = Some("-1s".to_owned())),
             ("settle_by", |r| r.settle_by = Some("tomorrow".to_owned())),

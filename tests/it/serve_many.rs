@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::lab::Midway;
@@ -222,4 +223,29 @@ fn a_wait_is_for_what_runs_by_hand_too() {
     let document = talk(stream, "").is(200);
     assert_eq!(document["history"]["attempts"][0]["state"], "done", "{document:#}");
     Repo::wait(run).exits(0);
+}
+
+#[test]
+fn every_refusal_is_a_problem() {
+    let repo = Repo::new();
+    let mut server = start(&repo, &[]);
+    for (method, path) in [
+        ("GET", "/v1/executions/%ff"),
+        ("GET", "/v1/executions/%ff/output/stdout"),
+        ("POST", "/v1/reconcile?workspace=a&workspace=b"),
+        ("DELETE", "/v1/guard/%ff"),
+    ] {
+        let problem = server.ask(method, path, None).is(400);
+        assert_eq!((&problem["reason"], &problem["exit_code"]), (&"usage".into(), &2.into()));
+    }
+    let unknown = server.post("/v1/executions", &json!({ "comand": ["true"] })).is(422);
+    assert_eq!((&unknown["exit_code"], &unknown["error_code"]), (&2.into(), &"internal".into()));
+    for name in ["message", "profile", "check", "post_check", "triggered_by", "claim_token", "cwd"]
+    {
+        let body = json!({ "command": ["true"], name: "a\0b" });
+        let problem = server.post("/v1/executions", &body).is(400);
+        assert!(problem["message"].as_str().is_some_and(|text| text.contains(name)), "{problem}");
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.over(), Some(0));
 }

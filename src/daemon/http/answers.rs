@@ -4,9 +4,12 @@
 //! The words of a failure are those of the command line, by [`Describe`](super::super::Describe).
 
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 
 use super::super::documents::Problem;
 use super::super::server::{Called, Shared};
@@ -99,15 +102,49 @@ impl IntoResponse for Refused {
     }
 }
 
+impl Refused {
+    /// A request that cannot be read: what the command line calls a usage error.
+    fn usage(status: StatusCode, message: &str) -> Self {
+        let mut refused = Self::new(status, "usage", message);
+        refused.problem.error_code = ErrorCode::Internal;
+        refused.problem.exit_code = 2;
+        refused
+    }
+}
+
 impl From<JsonRejection> for Refused {
     fn from(error: JsonRejection) -> Self {
-        Self::new(error.status(), "usage", &error.body_text())
+        Self::usage(error.status(), &error.body_text())
     }
 }
 
 impl From<QueryRejection> for Refused {
     fn from(error: QueryRejection) -> Self {
-        Self::new(error.status(), "usage", &error.body_text())
+        Self::usage(error.status(), &error.body_text())
+    }
+}
+
+impl From<PathRejection> for Refused {
+    fn from(error: PathRejection) -> Self {
+        Self::usage(error.status(), &error.body_text())
+    }
+}
+
+impl From<BytesRejection> for Refused {
+    fn from(error: BytesRejection) -> Self {
+        Self::usage(error.status(), &error.body_text())
+    }
+}
+
+/// What the path of a request names; where it is not to be read, a problem like any other.
+pub(super) struct Named<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let Path(named) = Path::from_request_parts(parts, state).await?;
+        Ok(Self(named))
     }
 }
 

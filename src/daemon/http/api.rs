@@ -35,6 +35,8 @@ struct Route {
     query: &'static [Asked],
     body: Option<&'static str>,
     said: Said,
+    /// Other statuses than 200 that come with the same content, and what they say.
+    also: &'static [(&'static str, &'static str)],
 }
 
 const WORKSPACE: Asked = ("workspace", "string", "A directory in the work tree");
@@ -47,14 +49,16 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: None,
         said: Said::Plain,
+        also: &[],
     },
     Route {
         method: "get",
         path: "/v1/ready",
-        summary: "Whether it takes work: 503 before and after",
+        summary: "Whether it takes work, and which work trees cannot be used",
         query: &[],
         body: None,
         said: Said::Plain,
+        also: &[("503", "Not yet, not any more, or no work tree can be used")],
     },
     Route {
         method: "get",
@@ -63,6 +67,7 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: None,
         said: Said::Plain,
+        also: &[],
     },
     Route {
         method: "get",
@@ -71,6 +76,7 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: None,
         said: Said::Document("WorkspacesDocument"),
+        also: &[],
     },
     Route {
         method: "post",
@@ -79,6 +85,7 @@ const ROUTES: [Route; 17] = [
         query: &[WORKSPACE],
         body: None,
         said: Said::Document("ReconcileDocument"),
+        also: &[],
     },
     Route {
         method: "post",
@@ -87,6 +94,7 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: Some("Submission"),
         said: Said::Document("ExecutionsDocument"),
+        also: &[("201", "It is kept, and will be run")],
     },
     Route {
         method: "get",
@@ -99,6 +107,7 @@ const ROUTES: [Route; 17] = [
         ],
         body: None,
         said: Said::Document("ListDocument"),
+        also: &[],
     },
     Route {
         method: "get",
@@ -107,6 +116,7 @@ const ROUTES: [Route; 17] = [
         query: &[WORKSPACE, ("wait", "string", "Wait so long for its end, such as 30s")],
         body: None,
         said: Said::Document("ExecutionDocument"),
+        also: &[],
     },
     Route {
         method: "post",
@@ -115,6 +125,7 @@ const ROUTES: [Route; 17] = [
         query: &[WORKSPACE],
         body: None,
         said: Said::Plain,
+        also: &[],
     },
     Route {
         method: "post",
@@ -123,6 +134,7 @@ const ROUTES: [Route; 17] = [
         query: &[WORKSPACE],
         body: Some("ResolveRequest"),
         said: Said::Document("ResolveDocument"),
+        also: &[],
     },
     Route {
         method: "get",
@@ -135,6 +147,7 @@ const ROUTES: [Route; 17] = [
         ],
         body: None,
         said: Said::Document("DiffDocument"),
+        also: &[],
     },
     Route {
         method: "get",
@@ -147,6 +160,7 @@ const ROUTES: [Route; 17] = [
         ],
         body: None,
         said: Said::Document("EventsDocument"),
+        also: &[],
     },
     Route {
         method: "get",
@@ -155,6 +169,7 @@ const ROUTES: [Route; 17] = [
         query: &[WORKSPACE, ("follow", "boolean", "To its end")],
         body: None,
         said: Said::Other("application/octet-stream"),
+        also: &[],
     },
     Route {
         method: "get",
@@ -167,6 +182,7 @@ const ROUTES: [Route; 17] = [
         )],
         body: None,
         said: Said::Other("text/event-stream"),
+        also: &[],
     },
     Route {
         method: "post",
@@ -175,6 +191,7 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: Some("GuardRequest"),
         said: Said::Document("GuardDocument"),
+        also: &[],
     },
     Route {
         method: "post",
@@ -183,6 +200,7 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: Some("GuardRequest"),
         said: Said::Document("GuardDocument"),
+        also: &[],
     },
     Route {
         method: "get",
@@ -191,6 +209,7 @@ const ROUTES: [Route; 17] = [
         query: &[],
         body: None,
         said: Said::Other("application/openmetrics-text"),
+        also: &[],
     },
 ];
 
@@ -201,6 +220,7 @@ const RELEASE: Route = Route {
     query: &[],
     body: None,
     said: Said::Plain,
+    also: &[],
 };
 
 fn reference(name: &str) -> Value {
@@ -243,6 +263,8 @@ pub fn api() -> Value {
             "summary": "Run commands in git work trees as transactions",
             "license": { "name": "MIT OR Apache-2.0" },
         },
+        // The socket asks for nothing, an address for the token.
+        "security": [{}, { "token": [] }],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -267,16 +289,20 @@ fn operation(route: &Route) -> Value {
         Said::Other(kind) => json!({ kind: {} }),
         Said::Plain => json!({ "application/json": { "schema": { "type": "object" } } }),
     };
+    let mut responses = json!({
+        "200": { "description": "Done", "content": content },
+        "default": {
+            "description": "Not done, and why",
+            "content": { "application/json": { "schema": reference("Problem") } },
+        },
+    });
+    for (status, what) in route.also {
+        responses[*status] = json!({ "description": what, "content": content });
+    }
     let mut operation = json!({
         "summary": route.summary,
         "parameters": parameters,
-        "responses": {
-            "200": { "description": "Done", "content": content },
-            "default": {
-                "description": "Not done, and why",
-                "content": { "application/json": { "schema": reference("Problem") } },
-            },
-        },
+        "responses": responses,
     });
     if let Some(name) = route.body {
         let content = json!({ "application/json": { "schema": reference(name) } });
@@ -306,5 +332,12 @@ mod tests {
         }
         assert!(count > 20, "{count}");
         assert!(!text.contains("#/$defs/"), "{text}");
+        let said = |path: &str, method: &str, status: &str| {
+            let responses = &api["paths"][path][method]["responses"];
+            responses[status]["content"]["application/json"]["schema"].clone()
+        };
+        assert_eq!(said("/v1/executions", "post", "201"), reference("ExecutionsDocument"));
+        assert_eq!(said("/v1/ready", "get", "503"), json!({ "type": "object" }));
+        assert_eq!(api["security"], json!([{}, { "token": [] }]));
     }
 }

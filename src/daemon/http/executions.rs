@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
@@ -23,7 +23,7 @@ use super::super::server::{Server, Shared};
 use super::super::standing::{self, Cancelled};
 use super::super::submission::{Folder, Kept};
 use super::super::submit;
-use super::answers::{Answer, Refused, ask, asked};
+use super::answers::{Answer, Named, Refused, ask, asked};
 use super::streams;
 use crate::config::value;
 use crate::coordinator::attempt::outcome::SCHEMA;
@@ -255,7 +255,7 @@ pub(super) async fn list(
 
 pub(super) async fn show(
     State(server): State<Shared>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     query: Result<Query<Waited>, QueryRejection>,
 ) -> Answer<ExecutionDocument> {
     let Query(waited) = query?;
@@ -310,11 +310,11 @@ fn unattended(server: &Server, job: &Job, kept: &Kept) -> Result<(Phase, Option<
 
 pub(super) async fn cancel(
     State(server): State<Shared>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     query: Result<Query<Which>, QueryRejection>,
-    _: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Answer<Value> {
-    let Query(which) = query?;
+    let (Query(which), _) = (query?, body?);
     let found = find(&server, &id, which.workspace.as_deref()).await?;
     let unrecorded = standing::cancel(&server, &found.job, found.kept.as_ref(), found.has_begun())
         .map_err(|failure| Refused::of(&server, &failure))?;
@@ -341,7 +341,7 @@ pub(super) async fn cancel(
 
 pub(super) async fn resolve(
     State(server): State<Shared>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     query: Result<Query<Which>, QueryRejection>,
     request: Result<Json<ResolveRequest>, JsonRejection>,
 ) -> Answer<ResolveDocument> {
@@ -371,7 +371,7 @@ pub(super) async fn resolve(
 
 pub(super) async fn diff(
     State(server): State<Shared>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     query: Result<Query<Compared>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(compared) = query?;

@@ -4,14 +4,14 @@
 //! Whoever knows the name of a lease may end it.
 
 use axum::Json;
+use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
 use std::time::Duration;
 
 use super::super::documents::{GuardDocument, GuardRequest};
 use super::super::guard::{self, LONGEST, TTL};
 use super::super::server::Shared;
-use super::answers::{Answer, Refused};
+use super::answers::{Answer, Named, Refused};
 use crate::base::clock;
 use crate::config::value;
 use crate::coordinator::attempt::outcome::SCHEMA;
@@ -51,7 +51,7 @@ pub(super) async fn acquire(
 
 pub(super) async fn renew(
     State(server): State<Shared>,
-    Path(lease): Path<String>,
+    Named(lease): Named<String>,
     request: Result<Json<GuardRequest>, JsonRejection>,
 ) -> Answer<GuardDocument> {
     let Json(request) = request?;
@@ -63,7 +63,7 @@ pub(super) async fn renew(
 
 pub(super) async fn release(
     State(server): State<Shared>,
-    Path(lease): Path<String>,
+    Named(lease): Named<String>,
 ) -> Answer<serde_json::Value> {
     guard::release(&server, &lease).map_err(|failure| Refused::of(&server, &failure))?;
     Ok(Json(serde_json::json!({ "schema": SCHEMA, "lease": lease })))

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
@@ -24,7 +24,7 @@ use tokio::io::AsyncReadExt as _;
 use super::super::documents::Phase;
 use super::super::drivers;
 use super::super::server::Shared;
-use super::answers::{Refused, ask};
+use super::answers::{Named, Refused, ask};
 use super::executions::{Found, find, unreadable};
 use crate::base::hex::hex;
 use crate::coordinator::context::Context;
@@ -248,7 +248,7 @@ pub(super) async fn of_all(
 /// The events of one execution: a document, or a stream until it is over.
 pub(super) async fn of_execution(
     State(server): State<Shared>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     headers: HeaderMap,
     query: Result<Query<From>, QueryRejection>,
 ) -> Result<Response, Refused> {
@@ -335,7 +335,7 @@ pub(super) async fn finished(
 /// What a command said on one stream: as far as it is, or followed to its end.
 pub(super) async fn output(
     State(server): State<Shared>,
-    Path((id, name)): Path<(String, String)>,
+    Named((id, name)): Named<(String, String)>,
     query: Result<Query<From>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let Query(from) = query?;

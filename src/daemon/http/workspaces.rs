@@ -5,6 +5,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -93,9 +94,10 @@ pub(super) async fn list(State(server): State<Shared>) -> Answer<WorkspacesDocum
 
 pub(super) async fn reconcile(
     State(server): State<Shared>,
-    Query(which): Query<Which>,
-    _: Bytes,
+    query: Result<Query<Which>, QueryRejection>,
+    body: Result<Bytes, BytesRejection>,
 ) -> Answer<ReconcileDocument> {
+    let (Query(which), _) = (query?, body?);
     let refused = |failure| Refused::of(&server, &failure);
     let at = server.find(which.workspace.as_deref()).map_err(refused)?;
     let called =
