@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cli::args::ColorChoice;
+use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord};
 use crate::git::workspace::refusal::Refusal;
 use crate::tx::path::RepoPath;
 
@@ -69,6 +70,17 @@ fn each_kind_has_its_exit_code() {
     ];
     for (failure, code) in cases {
         assert_eq!(reason(&failure).2, code, "{failure:?}");
+        // Who has only the document says the same.
+        let (word, error_code, _) = reason(&failure);
+        let outcome = match error_code {
+            ErrorCode::Refused => OutcomeWord::Refused,
+            ErrorCode::Busy => OutcomeWord::Busy,
+            _ => OutcomeWord::Error,
+        };
+        let id = "x".parse().expect("valid");
+        let mut document = Outcome::without_attempt(id, outcome, "/");
+        (document.reason, document.error_code) = (Some(word.to_owned()), Some(error_code));
+        assert_eq!(document.exit_code(), code, "{failure:?}");
         let text = plain(&failure);
         assert!(text.starts_with("Error: ") && text.ends_with('\n'), "{text}");
         assert!(matches!(failure, Failure::Refused { .. }) || text.contains("Hint: "), "{text}");

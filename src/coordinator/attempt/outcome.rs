@@ -241,6 +241,12 @@ impl Outcome {
             (_, Some(ErrorCode::Timeout)) => 12,
             (_, Some(ErrorCode::Cancelled | ErrorCode::Reconciled | ErrorCode::Quarantined)) => 13,
             (_, Some(ErrorCode::Interrupted)) => 14,
+            // As the failure that it was made of: `cli` has the words.
+            (OutcomeWord::Error, Some(ErrorCode::Internal)) => match self.reason.as_deref() {
+                None | Some("bug" | "left_open") => 70,
+                Some("usage") => 2,
+                Some(_) => 1,
+            },
             (_, Some(ErrorCode::Internal)) => 70,
             (OutcomeWord::Error, _) => 1,
             (OutcomeWord::RolledBack | OutcomeWord::Unprotected, _) => 70,
