@@ -60,12 +60,12 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
     tokio::spawn(async move {
         let Ok(_turn) = server.served[job.served].turn.acquire().await else { return };
         let Ok(_slot) = server.slots.acquire().await else { return };
+        let id = &job.id;
+        let lock = lock_of(&job.folder).await;
         if *server.draining.borrow() {
             // It is kept: the next server begins it.
             return;
         }
-        let id = &job.id;
-        let lock = lock_of(&job.folder).await;
         // Nothing is waited for between this and the driver's start.
         if !server.entries().contains_key(&server.name(&job)) {
             // Cancelled while it waited.
@@ -92,8 +92,7 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
         let closed =
             tokio::task::spawn_blocking(move || standing::close(&closing, &done, status)).await;
         if matches!(closed, Ok(true)) {
-            // The next server begins it.
-            server.entries().remove(&server.name(&job));
+            begin_again(&server, job);
         }
     });
 }
@@ -114,13 +113,18 @@ pub(super) fn adopt(server: &Shared, job: Job) {
         let closed =
             tokio::task::spawn_blocking(move || standing::close(&closing, &done, None)).await;
         if matches!(closed, Ok(true)) {
-            // It went before it had done anything.
-            server.entries().remove(&server.name(&job));
-            if !*server.draining.borrow() {
-                enqueue(&server, job);
-            }
+            begin_again(&server, job);
         }
     });
+}
+
+/// A driver went before it had done anything: the next one begins it, in a drain the next server's.
+fn begin_again(server: &Shared, job: Job) {
+    server.entries().remove(&server.name(&job));
+    if !*server.draining.borrow() {
+        tracing::info!(id = %job.id, "a submission is begun again: nothing of it ran");
+        enqueue(server, job);
+    }
 }
 
 /// The driver's lock. The supervisor of a driver that was killed may still be ending its turn:

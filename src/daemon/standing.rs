@@ -136,7 +136,8 @@ fn conclude(server: &Server, job: &Job, standing: Standing) {
     finish(server, job, standing.exit_code());
 }
 
-/// A driver of this server is over, or was waited for; whether the submission waits again.
+/// A driver of this server is over, or one of an earlier server was waited for; whether the
+/// submission waits again.
 pub(super) fn close(server: &Server, job: &Job, status: Option<ExitStatus>) -> bool {
     let id = &job.id;
     let code = status.and_then(|status| u8::try_from(status.code()?).ok());
@@ -149,15 +150,12 @@ pub(super) fn close(server: &Server, job: &Job, status: Option<ExitStatus>) -> b
         Ok(None) => Ok(Standing::Over(code)),
         Err(error) => Err(Failure::io("reading a submission")(error)),
     };
+    // It was told to end, and nobody has cancelled the submission: all of a service may be told at
+    // once, and its driver hear of it first.
+    let has_waited = || job.folder.outcome().as_ref().is_some_and(has_only_waited);
+    let is_drained = || *server.draining.borrow() && code.is_none_or(|code| code == BUSY);
     match standing {
-        Ok(Standing::Waits) if is_adopted => {
-            set_back(job);
-            return true;
-        }
-        // A signal of the drain came before it had begun.
-        Ok(Standing::Waits)
-            if *server.draining.borrow() && code.is_none_or(|code| code == BUSY) =>
-        {
+        Ok(Standing::Waits) if is_adopted || is_idle || has_waited() || is_drained() => {
             set_back(job);
             return true;
         }

@@ -83,6 +83,12 @@ fn a_driver_that_only_waited_is_no_end_of_its_submission() {
     midway.ready.wait();
     server.submit("waits", "echo waits > waits");
     let pid = waiting(&server, "waits");
+    // A server that lives begins it again.
+    kill_process(pid, Signal::TERM).expect("it lives");
+    while driver(&server, "waits") == pid {
+        std::thread::yield_now();
+    }
+    let pid = waiting(&server, "waits");
     // All of a service is told to end at once, and the server does not live to hear of it.
     server.signal(Signal::KILL);
     server.over();
