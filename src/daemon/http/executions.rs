@@ -302,9 +302,8 @@ pub(super) async fn show(
 /// How far a submission is that this server does nothing about, and its exit code.
 fn unattended(server: &Server, job: &Job, kept: &Kept) -> Result<(Phase, Option<u8>), Failure> {
     let standing = standing::of(server, job, kept, false)?;
-    let lock = || job.folder.try_lock().map_err(Failure::io("looking for a driver"));
-    // Of a work tree that is not served the driver may go on.
-    let runs = job.folder.finished().is_none() && lock()?.is_none();
+    // Of a work tree that is not served the driver may go on. An old submission may go just now.
+    let runs = job.folder.finished().is_none() && matches!(job.folder.try_lock(), Ok(None));
     Ok(if runs { (Phase::Running, None) } else { (standing.phase(), standing.exit_code()) })
 }
 
