@@ -33,6 +33,7 @@ fn row_20_what_a_post_check_may_do() {
         ("git add -A", 0, ""),
         ("git rm -q --cached README.md", 20, "post_check_touched_git"),
         ("git checkout -q -b elsewhere", 20, "post_check_touched_git"),
+        ("mv .git/index .git/i; ln -s i .git/index", 20, "post_check_touched_git"),
         ("rm -rf src; chmod 000 README.md; mkdir a; chmod 000 a", 0, ""),
         ("touch README.md; git status >/dev/null", 0, ""),
     ] {

@@ -218,6 +218,26 @@ fn a_ref_that_is_no_file() {
 
 /// The branch itself, or HEAD: nobody vouches for what it says now.
 #[test]
+fn packed_refs_that_are_no_file() {
+    for plant in ["ln -s ../../kept .git/packed-refs", "mkfifo .git/packed-refs"] {
+        let lab = Lab::with(|repo| {
+            repo.git(&["pack-refs", "--all"]);
+        });
+        let turn = format!("mv .git/packed-refs ../kept; {plant}; echo x > x; exit 3");
+        let ran = lab.repo.run(JOB, &turn).exits(20);
+        assert_eq!(ran.json()["reason"], "workspace_damaged", "{plant}");
+        lab.repo.call(&["reconcile"]).exits(0);
+        lab.repo.run(&[], "true").exits(21);
+        let packed = lab.repo.git_dir().join("packed-refs");
+        fs::remove_file(&packed).expect("there");
+        fs::rename(lab.repo.root.parent().expect("has one").join("kept"), &packed).expect("moved");
+        lab.repo.call(&["resolve", "job", "--discard"]).exits(0);
+        lab.as_before();
+        lab.laws();
+    }
+}
+
+#[test]
 fn a_branch_that_is_no_file() {
     for (file, script) in [
         ("refs/heads/main", "mv .git/refs/heads/main m; ln -s ../../../m .git/refs/heads/main"),

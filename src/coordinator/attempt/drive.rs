@@ -21,6 +21,7 @@ use crate::coordinator::spec::AttemptSpec;
 use crate::gate::EmbeddedGate;
 use crate::git::guarded;
 use crate::git::manifest::snapshot::Snapshot;
+use crate::git::refs::RefError;
 use crate::git::scan::rules::BaseRules;
 use crate::git::scan::{Scan, ScanError};
 use crate::journal::{Change, LedgerError};
@@ -373,10 +374,11 @@ const fn is_lost(error: &LedgerError) -> bool {
 }
 
 /// Whether a failure would be there again each time: the ledger or objects are gone.
-pub(in crate::coordinator) const fn is_for_good(failure: &Failure) -> bool {
+pub(in crate::coordinator) fn is_for_good(failure: &Failure) -> bool {
     match failure {
         Failure::Ledger(error) => is_lost(error),
         Failure::Store(error) => error.object().is_some(),
+        Failure::Dir(error) | Failure::Ref(RefError::Dir(error)) => error.is_irregular(),
         _ => false,
     }
 }

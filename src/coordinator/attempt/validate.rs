@@ -228,8 +228,11 @@ impl Driver<'_> {
     fn check_git_untouched(&mut self, seal: &Seal) -> Result<(), Stop> {
         let target = self.session.target(&self.key, self.spec.branch.as_ref());
         let meaning = self.sealed_meaning()?;
-        let differences = promote::compare(&target, seal.sealed_head, meaning)
-            .map_err(|error| Stop::damaged(chain(&error)))?;
+        let differences =
+            promote::compare(&target, seal.sealed_head, meaning).map_err(|error| {
+                let why = chain(&error);
+                Stop::Quarantine(QuarantineReason::PostCheckTouchedGit { why })
+            })?;
         if differences.is_empty() {
             return Ok(());
         }

@@ -251,6 +251,11 @@ fn base(
     store: Option<&Store>,
     refusals: &mut Vec<Refusal>,
 ) -> Option<Found> {
+    let packed = workspace.common_dir().join("packed-refs");
+    if std::fs::symlink_metadata(&packed).is_ok_and(|meta| !meta.is_file()) {
+        refusals.push(damaged(format!("{} is no file", packed.display())));
+        return None;
+    }
     let refs = Refs::open(workspace.git_dir(), workspace.common_dir());
     let (branch, detached, commit) = match refs.and_then(|refs| refs.head()) {
         Ok(Head::Branch(name, Some(id))) => (name, false, id),
