@@ -4,8 +4,9 @@
 //! Nothing beside the path is touched: the temporary file has a name that nothing had before.
 //!
 //! # Limitations
-//! A file in a folder that may not be written to is written in place, so that a reader may see a
-//! part. A pipe that nobody reads is an error, not a wait; one whose reader stops reading is waited
+//! A file that cannot be replaced (its folder may not be written to, or it is mounted by itself) is
+//! written in place, so that a reader may see a part. A handle by its name in `/proc` that is not
+//! this process's standard output or error is written at its end. A pipe that nobody reads is an error, not a wait; one whose reader stops reading is waited
 //! for. A file that was replaced has the mode that it had, and its owner and group where that may be.
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -23,18 +24,24 @@ use super::durable::{parent_of, sync_dir};
 /// Whatever keeps it from being written. What stood at `path` stands there as before then, unless
 /// it had to be written in place.
 pub fn hand_over(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let path = &end_of_links(path)?;
+    if let Some(number) = handle(path) {
+        return match number {
+            1 => io::stdout().lock().write_all(bytes).and_then(|()| io::stdout().flush()),
+            2 => io::stderr().lock().write_all(bytes),
+            // What was written to it before stays.
+            _ => OpenOptions::new().append(true).open(path)?.write_all(bytes),
+        };
+    }
     match std::fs::metadata(path) {
-        Ok(there) if there.is_file() => {
-            let path = path.canonicalize()?;
-            match replace(&path, bytes, mode, Some(&there)) {
-                Err(error) if is_closed(&error) => {
-                    let mut file = OpenOptions::new().write(true).truncate(true).open(&path)?;
-                    file.write_all(bytes)?;
-                    file.sync_all()
-                }
-                replaced => replaced,
+        Ok(there) if there.is_file() => match replace(path, bytes, mode, Some(&there)) {
+            Err(error) if is_kept(&error) => {
+                let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+                file.write_all(bytes)?;
+                file.sync_all()
             }
-        }
+            replaced => replaced,
+        },
         Ok(there) if there.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
         Ok(_) => {
             // Without waiting for a reader to come; what comes then may wait for it to read.
@@ -45,28 +52,44 @@ pub fn hand_over(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             rustix::fs::fcntl_setfl(&file, set - OFlags::NONBLOCK)?;
             file.write_all(bytes)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            replace(&end_of_links(path)?, bytes, mode, None)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => replace(path, bytes, mode, None),
         Err(error) => Err(error),
     }
 }
 
-/// Where a link that leads to nothing leads, so that the file is made there.
+/// Where a path leads whose last part is a link. The name of a handle is no such link: it leads to
+/// what is open, whatever its text says.
 fn end_of_links(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     // As many as the kernel follows (`path_resolution(7)`).
     for _ in 0..40 {
         match std::fs::read_link(&path) {
-            Ok(target) => path = parent_of(&path).join(target),
-            Err(_) => return Ok(path),
+            Ok(target) if handle(&path).is_none() => path = parent_of(&path).join(target),
+            _ => return Ok(path),
         }
     }
     Err(rustix::io::Errno::LOOP.into())
 }
 
-fn is_closed(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+/// The number of a handle by its name in `/proc` (`proc_pid_fd(5)`), 0 where it is another process's.
+fn handle(path: &Path) -> Option<u32> {
+    let number = path.file_name()?.to_str()?.parse::<u32>().ok()?;
+    let folder = parent_of(path).canonicalize().ok()?;
+    let in_proc = folder.strip_prefix("/proc").ok()?;
+    let own = std::process::id().to_string();
+    let is_own = in_proc.starts_with(&own);
+    (in_proc.file_name()? == "fd").then_some(if is_own { number } else { 0 })
+}
+
+/// Whether what stands there can be written to, and not replaced.
+fn is_kept(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::ResourceBusy
+            | io::ErrorKind::InvalidFilename
+    )
 }
 
 fn replace(path: &Path, bytes: &[u8], mode: u32, there: Option<&Metadata>) -> io::Result<()> {
@@ -134,6 +157,38 @@ mod tests {
         assert_eq!(names(dir.path()), ["link", "target"]);
         symlink("round", dir.path().join("round")).expect("made");
         assert!(hand_over(&dir.path().join("round"), b"x", 0o600).is_err());
+    }
+
+    #[test]
+    fn a_handle_by_its_name_is_written_at_its_end() {
+        use std::os::fd::AsRawFd as _;
+        let dir = tempfile::tempdir().expect("made");
+        let log = dir.path().join("log");
+        std::fs::write(&log, "before\n").expect("written");
+        let open = OpenOptions::new().append(true).open(&log).expect("open");
+        let link = dir.path().join("link");
+        for path in ["/proc/self/fd", "/dev/fd", "/proc/thread-self/fd"] {
+            let name = Path::new(path).join(open.as_raw_fd().to_string());
+            hand_over(&name, b"one\n", 0o600).expect("written");
+            let _ = std::fs::remove_file(&link);
+            symlink(&name, &link).expect("made");
+            hand_over(&link, b"two\n", 0o600).expect("written");
+        }
+        assert_eq!(
+            std::fs::read_to_string(&log).expect("read"),
+            "before\n".to_owned() + &"one\ntwo\n".repeat(3)
+        );
+        assert_eq!(open.metadata().expect("there").nlink(), 1, "the same file");
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_written_in_place() {
+        let dir = tempfile::tempdir().expect("made");
+        // With what a temporary name adds, too long a name.
+        let file = dir.path().join("x".repeat(250));
+        std::fs::write(&file, "a long one").expect("written");
+        hand_over(&file, b"new", 0o600).expect("written");
+        assert_eq!(std::fs::read(&file).expect("read"), b"new");
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub fn reason(failure: &Failure) -> (&'static str, ErrorCode, u8) {
         F::Dir(_) => error("git_directory"),
         F::Io { .. } | F::Other { .. } => error("io"),
         F::LeftOpen { .. } => ("left_open", ErrorCode::Internal, exit::INTERNAL),
+        F::LeftUnsettled { .. } => ("left_unsettled", ErrorCode::Interrupted, exit::INTERRUPTED),
         F::Bug(_) => ("bug", ErrorCode::Internal, exit::INTERNAL),
     }
 }
@@ -201,7 +202,7 @@ pub fn hint(failure: &Failure) -> Option<String> {
         F::Root(RootError::NoOpenat2 { .. }) => {
             "Linux 5.6 or newer is needed, and a container runtime that allows openat2"
         }
-        F::LeftOpen { .. } => "worktx reconcile",
+        F::LeftOpen { .. } | F::LeftUnsettled { .. } => "worktx reconcile",
         F::Bug(_) => "please report it, with the output of: worktx doctor",
         // They say what to do themselves, or nobody can.
         F::Lock(LockError::Busy { .. })

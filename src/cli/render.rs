@@ -185,10 +185,7 @@ fn why(outcome: &Outcome) -> String {
         "too_large" => "the command created more than the limits allow".to_owned(),
         "filter_unsupported" => "the command put files under a git filter".to_owned(),
         "unstorable" => "the command left something that git cannot store".to_owned(),
-        "unfit" => format!(
-            "the command left the repository so that no run could begin in it: {}",
-            outcome.detail.as_deref().unwrap_or_default()
-        ),
+        "unfit" => "the command left the repository so that no run could begin in it".to_owned(),
         "verdict_lost" => match outcome.execution_status {
             Some(Status::Cancelled) => "the execution was cancelled".to_owned(),
             Some(status) => format!("another writer's verdict stood first: {status}"),

@@ -141,6 +141,12 @@ pub enum Failure {
         /// Why.
         source: Box<Failure>,
     },
+    /// A signal came while an attempt of another process was settled: it waits for who comes next.
+    #[error("told to end; attempt {key} waits to be settled")]
+    LeftUnsettled {
+        /// Which.
+        key: AttemptKey,
+    },
     /// A bug.
     #[error("{0}")]
     Bug(String),

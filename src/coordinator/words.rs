@@ -50,7 +50,7 @@ pub fn quarantine(word: &str) -> &'static str {
         }
         "restore_blocked" => {
             "The base could not be brought back whole: something is in the way. Once that is gone, \
-             --discard goes on."
+             --discard goes on; where it cannot go (an object is missing), --keep ends it."
         }
         "seal_blocked" => "What stands there could not be pinned, so nothing of it was undone.",
         "branch_moved" => {

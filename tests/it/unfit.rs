@@ -78,16 +78,49 @@ fn what_git_has_ended_lands() {
 #[test]
 fn what_git_has_begun_goes_back_beside_an_unsettled_attempt() {
     let lab = Lab::with(branches);
-    let linked = lab.repo.outside().join("linked");
+    // A name that git's own folders have, too.
+    let linked = lab.repo.outside().join("info");
     lab.repo.git(&["worktree", "add", "-q", "-b", "side", linked.to_str().expect("text")]);
     lab.killed_at("turn_over", JOB, "echo x > x");
-    let git_dir = lab.repo.git_dir().join("worktrees/linked");
+    let git_dir = lab.repo.git_dir().join("worktrees/info");
     let before = files_of(&git_dir);
     let mut run = lab.repo.run_command(&[], "git merge -q --no-commit --no-ff other; exit 3");
     lab.repo.finish(run.current_dir(&linked)).exits(10);
     assert_eq!(files_of(&git_dir), before);
     let mut run = lab.repo.run_command(&[], "true");
     lab.repo.finish(run.current_dir(&linked)).exits(0);
+}
+
+/// What git laid aside for an operation is known by a file of it alone.
+#[test]
+fn what_git_laid_aside_is_kept() {
+    let kept = |lab: &Lab| {
+        let refs = lab.repo.own_refs();
+        let stashes = refs.iter().filter(|name| name.contains("/rescue/")).any(|name| {
+            let all = lab.repo.git(&["log", "--format=%H", "-m", "-p", name]);
+            all.contains("+laid aside")
+        });
+        assert!(stashes, "{refs:?}");
+    };
+    let lab = Lab::with(branches);
+    let before = files_of(&lab.repo.git_dir());
+    let merge = "echo laid aside >> secret.txt; git merge -q --autostash theirs; exit 3";
+    let document = lab.repo.run(JOB, merge).exits(10).json();
+    assert!(document["warnings"].to_string().contains("operation_undone"), "{document}");
+    lab.as_before();
+    assert_eq!(files_of(&lab.repo.git_dir()), before);
+    kept(&lab);
+    // A later commit takes nothing of it along.
+    lab.repo.run(&[], "echo x > x; git add x; git commit -qm x").exits(0);
+    assert_eq!(lab.repo.git(&["show", "HEAD:secret.txt"]), "0600");
+
+    let lab = Lab::with(branches);
+    let rebase = "echo laid aside >> secret.txt; git rebase -q --autostash theirs; exit 3";
+    lab.repo.run(JOB, rebase).exits(20);
+    lab.repo.git(&["symbolic-ref", "HEAD", "refs/heads/main"]);
+    lab.repo.call(&["resolve", "job", "--discard"]).exits(0);
+    lab.as_before();
+    kept(&lab);
 }
 
 #[test]

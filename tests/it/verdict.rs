@@ -90,6 +90,44 @@ fn neither_the_time_nor_a_signal_is_missed_while_git_is_locked() {
     }
 }
 
+/// Who took an attempt up is told to end: that is no word about the attempt.
+#[test]
+fn a_signal_to_who_settles_it_ends_no_attempt() {
+    for (point, signal) in [
+        ("committing_recorded", rustix::process::Signal::INT),
+        ("committing_recorded", rustix::process::Signal::TERM),
+        ("candidate_pinned", rustix::process::Signal::INT),
+    ] {
+        let lab = Lab::new();
+        let midway = Midway::new(&lab);
+        let once = lab.repo.outside().join("once");
+        let check = format!("test -e {} || exit 0; {}", once.display(), midway.words());
+        lab.killed_at(point, &[JOB, &["--check", &check]].concat(), "echo x > x");
+        let is_locked = point == "committing_recorded";
+        let lock = lab.repo.path(".git/index.lock");
+        fs::write(if is_locked { &lock } else { &once }, "").expect("written");
+        let child = lab.repo.spawn(&mut lab.repo.run_command(&["--execution-id", "other"], "true"));
+        if is_locked {
+            let events = || lab.repo.call(&["events", "job", "--json"]).stdout;
+            while !events().contains("decided") {}
+        } else {
+            midway.ready.wait();
+        }
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).expect("sent");
+        let ran = crate::support::Repo::wait(child);
+        assert_eq!(ran.code, 14, "{}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.json()["reason"], "left_unsettled");
+        assert_eq!(lab.status_of("job"), "running");
+        assert_eq!(lab.status_of("other"), "");
+        fs::remove_file(if is_locked { &lock } else { &once }).expect("there");
+        lab.reconcile();
+        assert_eq!(lab.state("job", 1).0, "done");
+        assert_eq!(lab.status_of("job"), "success");
+        lab.laws();
+    }
+}
+
 #[test]
 fn a_success_in_another_work_tree_is_settled_before_it_is_replayed() {
     for blocked in [false, true] {

@@ -245,7 +245,9 @@ impl<'r> Begin<'r> {
         }
         let base = match self.judge(session) {
             Ok(base) => base,
-            Err(Failure::Refused { refusals, warnings }) => {
+            Err(Failure::Refused { refusals, mut warnings }) => {
+                // Whoever is told of the refusal has set this off, too.
+                warnings.append(&mut self.settled_first);
                 session.warmth.borrow_mut().rest();
                 let dirty = |r: &Refusal| {
                     matches!(r, Refusal::ModifiedTracked { .. } | Refusal::StagedChanges { .. })

@@ -65,10 +65,13 @@ impl Driver<'_> {
             return Err(stop);
         }
         fault::point(Point::LocksHeld);
-        if let Some(cause) = self.asked_before_the_gate(&seal) {
-            held.release()?;
-            locks::forget(&target)?;
-            return self.reject(&seal, cause, None);
+        match self.asked_before_the_gate(&seal) {
+            Ok(None) => {}
+            asked => {
+                held.release()?;
+                locks::forget(&target)?;
+                return asked?.map_or(Ok(()), |cause| self.reject(&seal, cause, None));
+            }
         }
         match self.ask(&seal)? {
             Verdict::Won(won) => {
@@ -91,9 +94,9 @@ impl Driver<'_> {
 
     /// A request to end that came since the post-check, where it is known that the gate was not won
     /// before a crash.
-    fn asked_before_the_gate(&mut self, seal: &Seal) -> Option<Cause> {
+    fn asked_before_the_gate(&mut self, seal: &Seal) -> Result<Option<Cause>, Stop> {
         let is_open = self.row().is_ok_and(|row| row.is_none_or(|row| row.success.is_none()));
-        is_open.then(|| self.asked_to_end(seal)).flatten()
+        if is_open { self.asked_to_end(seal) } else { Ok(None) }
     }
 
     /// git's locks; the cause to end for, where one came while somebody else held them.
@@ -120,7 +123,7 @@ impl Driver<'_> {
             let left = until.saturating_duration_since(Instant::now());
             let held = match locks::take(target, left.min(A_TRY)) {
                 Err(LockError::Foreign { .. }) if left > A_TRY => {
-                    match self.asked_before_the_gate(seal) {
+                    match self.asked_before_the_gate(seal)? {
                         Some(cause) => return Ok(Err(cause)),
                         None => continue,
                     }

@@ -105,6 +105,8 @@ pub struct Live {
     pub sealed: Option<SealView>,
     /// The whole scope was compared with the seal, and since then nothing of this attempt ran.
     pub scope_seen: bool,
+    /// It was begun by another process: a signal to this one says nothing of the attempt.
+    pub taken_up: bool,
     /// Since the seal another program ran, of this attempt or of anybody: what was made durable may
     /// be gone.
     pub others_ran: bool,
@@ -132,7 +134,7 @@ impl Live {
     /// Nothing but this process's environment: for who takes an attempt up.
     pub fn with_environment() -> Self {
         let environment = crate::coordinator::context::environment();
-        Self { environment, others_ran: true, ..Self::default() }
+        Self { environment, taken_up: true, others_ran: true, ..Self::default() }
     }
 }
 

@@ -123,7 +123,9 @@ impl Driver<'_> {
         let policy = self.spec.settings.on_git_change;
         let told =
             |list: &[&GitChange]| list.iter().map(|c| words(c)).collect::<Vec<_>>().join(", ");
-        let (bad, fine): (Vec<_>, Vec<_>) = changes.iter().partition(|c| c.is_dangerous());
+        let (bad, mut fine): (Vec<_>, Vec<_>) = changes.iter().partition(|c| c.is_dangerous());
+        // What says that something was begun was looked for before; the rest is git's scratch paper.
+        fine.retain(|change| change.change != ChangeKind::Operation);
         if policy == OnGitChange::Quarantine {
             let what = changes.iter().map(words).collect();
             return Err(Stop::Quarantine(QuarantineReason::GitChanged { what }));
@@ -173,6 +175,7 @@ impl Driver<'_> {
         let all = !others && self.spec.settings.on_git_change != OnGitChange::Allow;
         // What was begun in this work tree is nobody else's, and would keep every later run out.
         let what = if all { What::All } else { What::OperationsOnly };
+        self.pin_named(&now.named_by_operations(&before))?;
         let done = putback::put_back(&self.session.workspace, &before, &now, what)
             .map_err(Failure::io("putting the git directory back"))?;
         if let Some((file, why)) = done.blocked.first() {
@@ -231,9 +234,23 @@ impl Driver<'_> {
         self.record.warn("refs_moved", message);
     }
 
-    /// Keeps commits alive under one rescue pin. What is no commit (a tag's own object), and what
-    /// is gone already, is left out.
-    fn pin_commits(&mut self, ids: &BTreeSet<Oid>) -> Result<(), Stop> {
+    /// Keeps what an operation of git names that goes back, as far as no ref named it at open: work
+    /// that git had laid aside for it is known by nothing else.
+    fn pin_named(&mut self, ids: &BTreeSet<Oid>) -> Result<(), Stop> {
+        let known: BTreeSet<Oid> = self.spec.other_refs.iter().map(|(_, id)| *id).collect();
+        let ids = ids.iter().copied().filter(|id| *id != self.spec.base && !known.contains(id));
+        if let Some(pin) = self.pin_commits(&ids.collect())? {
+            let message = format!(
+                "what git had begun and not ended goes back; what it named is kept in {pin}"
+            );
+            self.record.warn("operation_undone", message);
+        }
+        Ok(())
+    }
+
+    /// Keeps commits alive under one rescue pin, and names it. What is no commit (a tag's own
+    /// object), and what is gone already, is left out.
+    fn pin_commits(&mut self, ids: &BTreeSet<Oid>) -> Result<Option<RefName>, Stop> {
         let store = &self.session.store;
         let commits: Vec<Oid> = ids
             .iter()
@@ -241,16 +258,17 @@ impl Driver<'_> {
             .filter(|id| matches!(store.kind(*id), Ok(Some(ObjectKind::Commit))))
             .collect();
         if commits.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let who = signature(&self.spec.author);
-        let message = "worktx: where other refs were, and are\n";
+        let message = "worktx: where other refs were and are, or what git had begun with\n";
         let bytes = tree::commit_bytes(self.spec.base_tree, &commits, &who, &who, message);
         let mut pack = PackWriter::new(store);
         let id = pack.add_commit(&bytes).map_err(|e| Stop::seal_blocked(&e))?;
         let size = pack.finish().map_err(|e| Stop::seal_blocked(&e))?;
         store.refresh();
-        self.record_pin(PinKind::Rescue, id, size)
+        self.record_pin(PinKind::Rescue, id, size)?;
+        Ok(self.record.pins.rescue.last().map(|pin| pin.name.clone()))
     }
 }
 

@@ -47,7 +47,7 @@ impl Driver<'_> {
             self.make_ref(&pin).map_err(|e| Stop::seal_blocked(&e))?;
         }
         fault::point(Point::CandidatePinned);
-        if let Some(cause) = self.asked_to_end(&seal) {
+        if let Some(cause) = self.asked_to_end(&seal)? {
             return self.reject(&seal, cause, None);
         }
         if matches!(self.state(), TxState::Validating { .. }) {
@@ -93,7 +93,7 @@ impl Driver<'_> {
             PostCheckDecision::Quarantine(reason) => Err(Stop::Quarantine(reason)),
             PostCheckDecision::RollBack(cause) => self.reject(&seal, cause, Some(post_check)),
             PostCheckDecision::Commit => {
-                if let Some(cause) = self.asked_to_end(&seal) {
+                if let Some(cause) = self.asked_to_end(&seal)? {
                     return self.reject(&seal, cause, Some(post_check));
                 }
                 let detail = json!({ "post_check": post_check.outcome });
@@ -179,6 +179,9 @@ impl Driver<'_> {
         record.outcome = judged.outcome;
         self.check_git_untouched(seal)?;
         self.put_back_since_seal(seal)?;
+        if !seal.adopted && matches!(over.ended_by, EndedBy::Cancel | EndedBy::Interrupt) {
+            self.heed_signals()?;
+        }
         let other = match over.ended_by {
             EndedBy::SettleBy => Some(Cause::SettleBy),
             EndedBy::Cancel => Some(self.by_the_row(Cause::Cancelled)),
@@ -193,17 +196,31 @@ impl Driver<'_> {
     }
 
     /// Between two phases: a signal, a cancelled row, the time.
-    pub(super) fn asked_to_end(&mut self, seal: &Seal) -> Option<Cause> {
+    ///
+    /// # Errors
+    /// [`Failure::LeftUnsettled`] where a signal came to a process that only took the attempt up.
+    pub(super) fn asked_to_end(&mut self, seal: &Seal) -> Result<Option<Cause>, Stop> {
         if seal.adopted {
-            return None;
+            return Ok(None);
         }
+        self.heed_signals()?;
         if self.is_past_settle_by() {
-            return Some(Cause::SettleBy);
+            return Ok(Some(Cause::SettleBy));
         }
-        match self.request()? {
-            Request::Cancel => Some(self.by_the_row(Cause::Cancelled)),
-            Request::Interrupt => Some(Cause::Interrupted),
+        Ok(match self.request() {
+            None => None,
+            Some(Request::Cancel) => Some(self.by_the_row(Cause::Cancelled)),
+            Some(Request::Interrupt) => Some(Cause::Interrupted),
+        })
+    }
+
+    /// A signal to who took the attempt up ends that process, and nothing of the attempt: whoever
+    /// comes next goes on with it.
+    fn heed_signals(&self) -> Result<(), Stop> {
+        if self.live.taken_up && self.signals.pending().is_some() {
+            return Err(Failure::LeftUnsettled { key: self.key.clone() }.into());
         }
+        Ok(())
     }
 
     pub(super) fn reject(

@@ -269,6 +269,18 @@ impl Snapshot {
         begun.into_iter().min_by_key(|path| SAY_SO.iter().position(|name| *name == path.name()))
     }
 
+    /// The ids that git's files of an operation name, where they are not as `before`: what an operation
+    /// was begun with may be known by nothing else.
+    pub fn named_by_operations(&self, before: &Self) -> BTreeSet<Oid> {
+        let files = self.files.iter().filter(|(path, content)| {
+            is_of_operation(path) && before.files.get(*path) != Some(*content)
+        });
+        let words = files.flat_map(|(_, content)| {
+            content.bytes().unwrap_or_default().split(u8::is_ascii_whitespace)
+        });
+        words.filter_map(|word| word.to_str().ok()?.parse().ok()).take(MAX_FILES).collect()
+    }
+
     /// The commits whose parents a shallow clone does not have.
     pub fn shallow(&self) -> BTreeSet<Oid> {
         let file = RepoPath::new("shallow").ok().and_then(|path| self.bytes(&path));
@@ -289,11 +301,12 @@ const INFO: [&str; 4] = ["info/attributes", "info/exclude", "info/grafts", "info
 
 /// What git keeps of an operation that it has not ended (`gitrepository-layout(5)`, and the
 /// `sequencer.c` and `branch.c` of git): of this work tree, beside its `HEAD`.
-const OPERATION: [&str; 17] = [
+const OPERATION: [&str; 18] = [
     "MERGE_HEAD",
     "MERGE_MODE",
     "MERGE_MSG",
     "MERGE_RR",
+    "MERGE_AUTOSTASH",
     "AUTO_MERGE",
     "SQUASH_MSG",
     "CHERRY_PICK_HEAD",
@@ -326,9 +339,10 @@ pub(super) fn class(path: &RepoPath, hook_folders: &[RepoPath]) -> Class {
     match path.name() {
         _ if is_hook => Class::Hook,
         _ if path.is_at_or_beneath(b"objects") => Class::Alternates,
+        // Before `info`, which a work tree may be called.
+        _ if is_of_operation(path) => Class::Operation,
         _ if path.parts().any(|part| part == b"info") => Class::Info,
         b"config" | b"config.worktree" => Class::Config,
-        _ if is_of_operation(path) => Class::Operation,
         _ => Class::Other,
     }
 }
