@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::documents::Phase;
-use super::server::{Entry, Server, Shared};
+use super::server::{Entry, Served, Server, Shared};
 use super::standing;
 use super::submission::{Folder, Kept};
 use crate::coordinator::error::Failure;
@@ -147,7 +147,7 @@ async fn drive(server: &Server, job: &Job, lock: File) -> std::io::Result<ExitSt
     let kept = folder.kept()?.ok_or(std::io::ErrorKind::NotFound)?;
     folder.start()?;
     let root = &server.served[job.served].root;
-    let mut command = driver(&kept, root, id, folder)?;
+    let mut command = driver(&kept, &server.served[job.served], id, folder)?;
     let mapping = FdMapping { parent_fd: OwnedFd::from(lock), child_fd: LOCK_FD };
     command.fd_mappings(vec![mapping]).map_err(std::io::Error::other)?;
     let mut child = command.spawn()?;
@@ -170,12 +170,17 @@ async fn drive(server: &Server, job: &Job, lock: File) -> std::io::Result<ExitSt
     child.wait().await
 }
 
-fn driver(kept: &Kept, root: &Path, id: &ExecutionId, folder: &Folder) -> std::io::Result<Command> {
+fn driver(
+    kept: &Kept,
+    served: &Served,
+    id: &ExecutionId,
+    folder: &Folder,
+) -> std::io::Result<Command> {
     let request = &kept.request;
     let (stdout, stderr) = folder.outputs()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("--workspace").arg(root);
-    if let Some(profile) = &request.profile {
+    command.arg("--workspace").arg(&served.root);
+    if let Some(profile) = request.profile.as_ref().or(served.profile()) {
         command.arg(format!("--profile={profile}"));
     }
     command.arg("run").arg(format!("--execution-id={id}"));
@@ -205,7 +210,7 @@ fn driver(kept: &Kept, root: &Path, id: &ExecutionId, folder: &Folder) -> std::i
     let cwd = request.cwd.as_ref().map_or_else(PathBuf::new, PathBuf::from);
     command
         .envs(&request.env)
-        .current_dir(root.join(cwd))
+        .current_dir(served.root.join(cwd))
         .stdin(Stdio::from(folder.input()?))
         .stdout(Stdio::from(stdout))
         .stderr(Stdio::from(stderr))

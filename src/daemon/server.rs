@@ -61,6 +61,11 @@ impl Served {
     pub(super) fn context(&self) -> Result<Context, Failure> {
         Context::find(self.invocation.clone())
     }
+
+    /// The profile that the server was started with: everything that it starts has it too.
+    pub(super) fn profile(&self) -> Option<&String> {
+        self.invocation.flags.profile.as_ref()
+    }
 }
 
 /// A state directory, of one or several work trees.
@@ -209,6 +214,7 @@ impl Server {
         let output = tokio::process::Command::new("/proc/self/exe")
             .arg("--workspace")
             .arg(&served.root)
+            .args(served.profile().map(|profile| format!("--profile={profile}")))
             .args(words)
             .current_dir(&served.root)
             .stdin(Stdio::null())

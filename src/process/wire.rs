@@ -156,12 +156,16 @@ pub(super) fn receive<T: DeserializeOwned>(
     let mut bytes = vec![0_u8; LARGEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_HANDLES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
-    });
-    let received = match received {
-        // The other side left with packets of ours unread: gone all the same.
-        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+    let mut receive = || {
+        rustix::io::retry_on_intr(|| {
+            let slices = &mut [IoSliceMut::new(&mut bytes)];
+            recvmsg(&socket, slices, &mut control, RecvFlags::CMSG_CLOEXEC)
+        })
+    };
+    let received = match receive() {
+        // The other side left with packets of ours unread. The kernel says so once, before what the
+        // other side had sent (`unix(7)`): that is to be heard all the same.
+        Err(rustix::io::Errno::CONNRESET) => receive()?,
         received => received?,
     };
     let mut handles = Vec::new();
@@ -182,6 +186,22 @@ pub(super) fn receive<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_sent_is_heard_though_the_answer_was_not() -> io::Result<()> {
+        let (one, other) = pair()?;
+        send(&other, &Order::Stop, &[])?;
+        send(&one, &Order::Hurry, &[])?;
+        drop(other);
+        assert!(matches!(receive::<Order>(&one)?, Some((Order::Stop, _))));
+        assert!(receive::<Order>(&one)?.is_none());
+        // Nothing was sent: gone.
+        let (one, other) = pair()?;
+        send(&one, &Order::Hurry, &[])?;
+        drop(other);
+        assert!(receive::<Order>(&one)?.is_none());
+        Ok(())
+    }
 
     #[test]
     fn packets_carry_handles_and_end() -> io::Result<()> {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::lab::Midway;
 use crate::readers::fits;
-use crate::server::{request, start};
+use crate::server::{request, start, started};
 use crate::support::Repo;
 
 #[test]
@@ -373,6 +373,22 @@ fn a_wait_for_the_workspace_ends_with_a_signal() {
     let mut command = repo.run_command(&[], inside);
     repo.finish(command.env("PATH", crate::support::path_with_worktx())).exits(0);
     assert_eq!(repo.read("code"), "22\n");
+}
+
+#[test]
+fn the_profile_of_a_server_is_that_of_what_it_starts() {
+    let repo = Repo::new();
+    let mut command = repo.worktx(&["--profile", "trinity", "serve"]);
+    let server = started(&mut command, &repo);
+    server.submit("job", "echo x > x");
+    assert_eq!(server.end_of("job")["exit_code"], 0);
+    let own = repo.git(&["for-each-ref", "--format=%(refname)", "refs/trinity/tx"]);
+    assert!(own.contains("refs/trinity/tx/job/1/candidate"), "{own}");
+    // What a request names goes before it.
+    let request = json!({ "execution_id": "other", "command": ["true"], "profile": "default" });
+    server.post("/v1/executions", &request).is(201);
+    assert_eq!(server.end_of("other")["exit_code"], 0);
+    assert!(!repo.git(&["for-each-ref", "refs/worktx/tx/other"]).is_empty());
 }
 
 #[test]
