@@ -104,6 +104,8 @@ extern "C" fn on_signal(signal: libc::c_int) {
         }
         libc::SIGTSTP => {
             STOPS.fetch_add(1, Ordering::SeqCst);
+            // The last word counts: what was to be continued is to be stopped again.
+            CONTINUES.store(0, Ordering::SeqCst);
         }
         _ => {
             CONTINUES.fetch_add(1, Ordering::SeqCst);
@@ -162,11 +164,22 @@ impl StopsCaught {
     /// Stops this process's group as a shell expects of a job; returns when it is continued, or
     /// at once where the group is orphaned (then the kernel drops the signal).
     pub(super) fn stop_own_group(&self) {
+        self.stop(|| rustix::process::kill_current_process_group(rustix::process::Signal::TSTP));
+    }
+
+    /// As [`StopsCaught::stop_own_group`], this process alone: it alone was asked to.
+    pub(super) fn stop_self(&self) {
+        self.stop(|| {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TSTP)
+        });
+    }
+
+    fn stop(&self, send: impl FnOnce() -> rustix::io::Result<()>) {
         if !self.0 {
             return;
         }
         let _ = set(libc::SIGTSTP, libc::SIG_DFL);
-        let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
+        let _ = send();
         let _ = handle(libc::SIGTSTP);
     }
 }

@@ -357,7 +357,8 @@ impl Waiting {
                 job.stop_asked = true;
                 orders.push(Order::Stop);
             }
-            if signals.take_continues() && job.continued() {
+            // One that comes before the stop that was asked for calls that off.
+            if !job.stop_asked && signals.take_continues() && job.continued() {
                 orders.push(Order::Continue);
             }
             for order in &orders {
@@ -528,15 +529,24 @@ impl Job {
 
     /// The turn has stopped: so does this job. Whether the turn is to be continued.
     fn stopped(&mut self, signals: Signals) -> bool {
-        if self.terminal.is_none() && !std::mem::take(&mut self.stop_asked) {
+        let was_asked = std::mem::take(&mut self.stop_asked);
+        if self.terminal.is_none() && !was_asked {
             // Somebody stopped a turn that has no shell above it; that is theirs to continue.
             return false;
         }
-        self.stop_asked = false;
+        let called_off = signals.take_continues() && was_asked;
+        if called_off {
+            // Whoever asked for it has said so before it came to that.
+            return true;
+        }
         self.stopped = true;
         self.take_back();
-        let _ = (signals.take_stops(), signals.take_continues());
-        self.stops.stop_own_group();
+        let _ = signals.take_stops();
+        if was_asked {
+            self.stops.stop_self();
+        } else {
+            self.stops.stop_own_group();
+        }
         let was_continued = signals.take_continues();
         let in_front = self.terminal.as_mut().is_none_or(Terminal::continued);
         if was_continued || in_front {

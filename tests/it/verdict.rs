@@ -227,3 +227,30 @@ fn a_repository_within_that_a_turn_takes_away_is_told() {
         assert_eq!(document["changes"]["deleted"].as_u64().unwrap_or_default(), 0);
     }
 }
+
+/// Stopped and continued at once, whenever that comes: the run goes on, and its work lands.
+#[test]
+fn a_stop_that_is_called_off_at_once_stops_nothing() {
+    use std::os::unix::process::CommandExt as _;
+    let lab = Lab::new();
+    let midway = Midway::new(&lab);
+    for turn in 0..20 {
+        let words = if turn == 0 { midway.words() } else { "true".to_owned() };
+        let script = format!("{words}; echo {turn} > x");
+        let mut command = lab.repo.run_command(&[], &script);
+        let child = lab.repo.spawn(command.process_group(0));
+        let pid = rustix::process::Pid::from_child(&child);
+        if turn == 0 {
+            midway.ready.wait();
+        }
+        for signal in [rustix::process::Signal::TSTP, rustix::process::Signal::CONT] {
+            rustix::process::kill_process(pid, signal).expect("sent");
+        }
+        if turn == 0 {
+            midway.go.open();
+        }
+        let ran = crate::support::Repo::wait(child);
+        assert_eq!(ran.code, 0, "{turn}: {}{}", ran.stdout, ran.stderr);
+        assert_eq!(lab.repo.git(&["show", "HEAD:x"]), turn.to_string());
+    }
+}
