@@ -81,8 +81,8 @@ async fn take(server: &Shared, mut request: Submission) -> Result<Submitted, Fai
         if running.is_some() || (!same && !retry) {
             return Err(another(&id));
         }
-        let (asked, judged) = (Shared::clone(server), job.clone());
-        let earlier = tokio::task::spawn_blocking(move || earlier(&asked, &judged, &before));
+        let (asked, judged, of_before) = (Shared::clone(server), job.clone(), before.clone());
+        let earlier = tokio::task::spawn_blocking(move || earlier(&asked, &judged, &of_before));
         let earlier = earlier.await.map_err(Failure::bug)??;
         match earlier {
             Earlier::Runs if same => return Ok(submitted(Phase::Running)),
@@ -90,13 +90,19 @@ async fn take(server: &Shared, mut request: Submission) -> Result<Submitted, Fai
             // There is nothing to try again.
             Earlier::Succeeded if same => return Ok(submitted(Phase::Finished)),
             Earlier::Succeeded => return Err(another(&id)),
-            _ if retry => {}
-            Earlier::Over => return Ok(submitted(Phase::Finished)),
             // Kept, and never begun: its client went in the middle.
-            Earlier::Waits => {
+            Earlier::Waits if same => {
+                if before.request != kept.request {
+                    let renewed = Kept { request: kept.request, ..before };
+                    job.folder.renew(&renewed).map_err(Failure::io("keeping the claim"))?;
+                }
                 drivers::enqueue(server, job);
                 return Ok(submitted(Phase::Queued));
             }
+            // It waits for a work tree that is not served now: it is not over.
+            Earlier::Waits => return Err(another(&id)),
+            Earlier::Over if retry => {}
+            Earlier::Over => return Ok(submitted(Phase::Finished)),
         }
     }
     let (asked, keeping) = (Shared::clone(server), job.clone());

@@ -229,6 +229,9 @@ fn what_waits_for_a_tree_that_is_not_served_waits() {
         (&document["phase"], &document["workspace"]),
         (&"queued".into(), &side.as_str().into())
     );
+    // Another request in its place would be the end of it: it is not over.
+    let body = json!({ "execution_id": "waits", "retry": true, "command": ["true"] });
+    assert_eq!(server.post("/v1/executions", &body).is(409)["reason"], "impossible");
     let answer = server.post("/v1/executions/dropped/cancel", &json!({})).is(200);
     assert_eq!(answer["verdict"], "not_begun");
     server.signal(Signal::KILL);
