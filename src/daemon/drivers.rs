@@ -71,6 +71,13 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
             // Cancelled while it waited.
             return;
         }
+        if job.folder.finished().is_some() {
+            // An end that was written down is one, whoever queues it.
+            if let Some(entry) = server.entries().remove(&server.name(&job)) {
+                entry.phase.send_replace(Phase::Finished);
+            }
+            return;
+        }
         let driven = match lock {
             Ok(lock) => drive(&server, &job, lock).await,
             Err(error) => Err(error),
@@ -120,9 +127,11 @@ pub(super) fn adopt(server: &Shared, job: Job) {
 
 /// A driver went before it had done anything: the next one begins it, in a drain the next server's.
 fn begin_again(server: &Shared, job: Job) {
-    server.entries().remove(&server.name(&job));
-    if !*server.draining.borrow() {
+    if *server.draining.borrow() {
+        server.entries().remove(&server.name(&job));
+    } else {
         tracing::info!(id = %job.id, "a submission is begun again: nothing of it ran");
+        // It takes the place of its entry: no cancel finds it without one.
         enqueue(server, job);
     }
 }

@@ -112,7 +112,7 @@ pub(super) struct Server {
     /// Bounds the drivers, all together.
     pub(super) slots: Semaphore,
     pub(super) entries: Mutex<HashMap<Name, Entry>>,
-    /// Submissions are taken one after the other.
+    /// Submissions are taken one after the other, and nothing is cancelled meanwhile.
     pub(super) submitting: tokio::sync::Mutex<()>,
     pub(super) leases: Leases,
     pub(super) metrics: Metrics,

@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::lab::Midway;
-use crate::server::{Server, request, start};
+use crate::server::{Server, request, start, talk};
 use crate::support::Repo;
 
 /// The driver of a submission.
@@ -155,6 +155,43 @@ fn a_cancel_at_any_moment_is_an_end() {
         };
         assert_eq!(server.end_of(&id)["exit_code"], 13, "{answer}");
     }
+}
+
+#[test]
+fn a_cancel_waits_for_what_is_being_taken() {
+    let repo = Repo::new();
+    let server = start(&repo, &[]);
+    // Beyond the bound the finished ones are looked at, while a request that came is on the disk
+    // already and not in the queue: one that is a pipe holds that moment.
+    let submitted = server.state.join("submitted");
+    for number in 0..500 {
+        std::fs::create_dir_all(submitted.join(format!("old-{number}"))).expect("made");
+    }
+    let held = submitted.join("old-0/finished.json");
+    let made = std::process::Command::new("mkfifo").arg(&held).status().expect("it starts");
+    assert!(made.success());
+    let body = json!({ "execution_id": "job", "command": ["sleep", "600"] });
+    let mut submits = server.connect();
+    let asked = request("POST", "/v1/executions", "", Some(&body));
+    submits.write_all(asked.as_bytes()).expect("sent");
+    let mut finished = std::fs::OpenOptions::new().write(true).open(&held).expect("it is read");
+    assert!(submitted.join("job/request.json").exists());
+    let mut cancels = server.connect();
+    let asked = request("POST", "/v1/executions/job/cancel", "", Some(&json!({})));
+    cancels.write_all(asked.as_bytes()).expect("sent");
+    // The server has taken the cancel: it answers another request that came later.
+    server.get("/v1/health").is(200);
+    finished.write_all(b"{\"exit_code\":0,\"at\":\"2026\"}").expect("read");
+    drop(finished);
+    assert_eq!(talk(submits, "").is(201)["phase"], "queued");
+    let mut answer = talk(cancels, "");
+    while answer.status != 200 {
+        answer = server.post("/v1/executions/job/cancel", &json!({}));
+    }
+    let verdict = answer.json()["verdict"].clone();
+    let document = server.end_of("job");
+    assert_eq!(document["exit_code"], 13, "{verdict}: {document:#}");
+    assert!(verdict != "not_begun" || document["history"].is_null(), "{document:#}");
 }
 
 #[test]

@@ -314,9 +314,12 @@ pub(super) async fn cancel(
     body: Result<Bytes, BytesRejection>,
 ) -> Answer<Value> {
     let (Query(which), _) = (query?, body?);
+    // What is being taken is on the disk before it is queued: it is not judged in between.
+    let one = server.submitting.lock().await;
     let found = find(&server, &id, which.workspace.as_deref()).await?;
     let unrecorded = standing::cancel(&server, &found.job, found.kept.as_ref(), found.has_begun())
         .map_err(|failure| Refused::of(&server, &failure))?;
+    drop(one);
     match unrecorded {
         Cancelled::Queued => Ok(Json(json!({
             "schema": SCHEMA, "execution_id": found.job.id, "verdict": "not_begun",
