@@ -18,8 +18,10 @@ use super::drivers::Job;
 use super::server::Server;
 use super::submission::{Finished, Kept};
 use crate::base::clock;
+use crate::config::Flags;
 use crate::coordinator::attempt::begin::UNPROTECTED;
 use crate::coordinator::attempt::outcome::{Outcome, OutcomeWord, WAIT_ENDED};
+use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::process::{self, Request};
 use crate::tx::cause::ErrorCode;
@@ -106,8 +108,15 @@ fn may_be_unprotected(server: &Server, job: &Job, kept: &Kept) -> Result<bool, F
     if let Some(word) = kept.request.on_dirty.as_deref() {
         return Ok(word == "run");
     }
-    let user = server.context_near(job.served)?.user;
-    Ok(user.values.settings.on_dirty == OnDirty::Run)
+    // As the driver was called: with the request's environment and its profile, not the server's.
+    let mut invocation = server.context_near(job.served)?.invocation;
+    invocation.flags = Flags { profile: kept.request.profile.clone(), ..Flags::default() };
+    let set = &kept.request.env;
+    invocation.environment.retain(|(name, _)| name.to_str().is_none_or(|n| !set.contains_key(n)));
+    invocation.environment.extend(set.iter().map(|(name, value)| (name.into(), value.into())));
+    // What cannot be read now may have been another one then.
+    Ok(Context::find(invocation)
+        .map_or(true, |context| context.user.values.settings.on_dirty == OnDirty::Run))
 }
 
 /// How a submission stands that no driver is at work on, written down where it is over.

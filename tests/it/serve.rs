@@ -303,24 +303,40 @@ fn what_may_have_run_without_a_transaction_is_not_run_again() {
     let midway = Midway::named(&repo, "");
     let runs = repo.outside().join("runs");
     let script = format!("echo run >> {}; {}", runs.display(), midway.words());
-    let body = json!({
-        "execution_id": "care", "triggered_by": "maintenance", "command": ["sh", "-c", script],
-    });
-    server.post("/v1/executions", &body).is(201);
-    midway.ready.wait();
-    let drivers = std::process::Command::new("pgrep").args(["-f", "execution-id=care"]).output();
-    let drivers = String::from_utf8(drivers.expect("pgrep starts").stdout).expect("text");
-    server.signal(Signal::KILL);
-    for driver in drivers.split_whitespace() {
-        let pid = Pid::from_raw(driver.parse().expect("a pid")).expect("a pid");
-        let _ = kill_process(pid, Signal::KILL);
+    // Its own environment decides it too, directly and by another configuration.
+    repo.write("README.md", "dirty\n");
+    let home = repo.outside().join("home");
+    std::fs::create_dir_all(home.join("worktx")).expect("made");
+    std::fs::write(home.join("worktx/config.toml"), "on_dirty = \"run\"\n").expect("written");
+    for (number, (name, value)) in [
+        ("triggered_by", json!("maintenance")),
+        ("env", json!({ "WORKTX_ON_DIRTY": "run" })),
+        ("env", json!({ "XDG_CONFIG_HOME": home })),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = format!("care-{number}");
+        let body =
+            json!({ "execution_id": id, name: value, "command": ["sh", "-c", script.clone()] });
+        server.post("/v1/executions", &body).is(201);
+        midway.ready.wait();
+        let asked = format!("execution-id={id}");
+        let drivers = std::process::Command::new("pgrep").args(["-f", &asked]).output();
+        let drivers = String::from_utf8(drivers.expect("pgrep starts").stdout).expect("text");
+        server.signal(Signal::KILL);
+        for driver in drivers.split_whitespace() {
+            let pid = Pid::from_raw(driver.parse().expect("a pid")).expect("a pid");
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        server.over();
+        server = start(&repo, &[]);
+        let document = server.end_of(&id);
+        let reason = &document["outcome"]["reason"];
+        assert_eq!(reason, "not_known", "{document:#}");
+        let said = std::fs::read_to_string(&runs).expect("readable");
+        assert_eq!(said, "run\n".repeat(number + 1));
     }
-    server.over();
-    let server = start(&repo, &[]);
-    let document = server.end_of("care");
-    let reason = &document["outcome"]["reason"];
-    assert_eq!(reason, "not_known", "{document:#}");
-    assert_eq!(std::fs::read_to_string(runs).expect("readable"), "run\n");
 }
 
 #[test]
