@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use super::documents::{Phase, Submission};
 use super::drivers::Job;
 use super::server::Server;
-use super::submission::{Finished, Kept};
+use super::submission::{Finished, Folder, Kept};
 use crate::base::clock;
 use crate::config::Flags;
 use crate::coordinator::attempt::begin::UNPROTECTED;
@@ -25,6 +25,7 @@ use crate::coordinator::context::Context;
 use crate::coordinator::error::Failure;
 use crate::process::{self, Request};
 use crate::tx::cause::ErrorCode;
+use crate::tx::id::ExecutionId;
 use crate::tx::settings::OnDirty;
 
 /// The exit code of what was cancelled before it began: docs/exit-codes.md.
@@ -193,19 +194,32 @@ pub(super) fn finish(server: &Server, job: &Job, exit_code: Option<u8>) {
     if let Err(error) = job.folder.finish(&finished) {
         tracing::warn!(%id, %error, "the end of a submission could not be written down");
     }
-    // A fence of a claim that is over is nobody's business any more. While the entry is there,
-    // nobody puts another request in this one's place.
-    if let Ok(Some(kept)) = job.folder.kept()
-        && kept.request.claim_token.is_some()
-    {
-        let request = Submission { claim_token: None, ..kept.request.clone() };
-        if let Err(error) = job.folder.renew(&Kept { request, ..kept }) {
-            tracing::warn!(%id, %error, "the claim token of a submission stays");
-        }
-    }
+    // While the entry is there, nobody puts another request in this one's place.
+    forget_token(id, &job.folder);
     if let Some(entry) = server.entries().remove(&server.name(job)) {
         entry.phase.send_replace(Phase::Finished);
     }
+}
+
+/// A fence of a claim that is over is nobody's business any more.
+pub(super) fn forget_token(id: &ExecutionId, folder: &Folder) {
+    if let Ok(Some(kept)) = folder.kept()
+        && kept.request.claim_token.is_some()
+    {
+        let request = Submission { claim_token: None, ..kept.request.clone() };
+        if let Err(error) = folder.renew(&Kept { request, ..kept }) {
+            tracing::warn!(%id, %error, "the claim token of a submission stays");
+        }
+    }
+}
+
+/// The end of what was cancelled while it waited, written down before it is told.
+fn end_unbegun(job: &Job) -> Result<(), Failure> {
+    // As `worktx run` exits for an execution that is cancelled.
+    let finished = Finished { exit_code: Some(CANCELLED), at: clock::now_rfc3339() };
+    job.folder.finish(&finished).map_err(Failure::io("keeping the cancel"))?;
+    forget_token(&job.id, &job.folder);
+    Ok(())
 }
 
 /// Leaves the outcome of what no driver could leave one of.
@@ -240,15 +254,12 @@ pub(super) fn cancel(
     kept: Option<&Kept>,
     has_begun: bool,
 ) -> Result<Cancelled, Failure> {
-    let keeping = || Failure::io("keeping the cancel");
     let mut entries = server.entries();
     let name = server.name(job);
     let known = entries.get(&name).map(|entry| (*entry.phase.borrow(), entry.driver.clone()));
     match (known, kept) {
         (Some((Phase::Queued, _)), _) => {
-            // As `worktx run` exits for an execution that is cancelled.
-            let finished = Finished { exit_code: Some(CANCELLED), at: clock::now_rfc3339() };
-            job.folder.finish(&finished).map_err(keeping())?;
+            end_unbegun(job)?;
             if let Some(entry) = entries.remove(&name) {
                 entry.phase.send_replace(Phase::Finished);
             }
@@ -267,8 +278,7 @@ pub(super) fn cancel(
             if of(server, job, kept, false)? != Standing::Waits {
                 return Ok(Cancelled::Row);
             }
-            let finished = Finished { exit_code: Some(CANCELLED), at: clock::now_rfc3339() };
-            job.folder.finish(&finished).map_err(keeping())?;
+            end_unbegun(job)?;
             Ok(Cancelled::Queued)
         }
         _ => Ok(Cancelled::Row),

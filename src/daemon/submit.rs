@@ -224,6 +224,8 @@ pub(super) fn resume(server: &Shared) -> Result<(), Failure> {
         let mut all = Vec::new();
         for (id, folder) in Folder::all(&found.path) {
             if folder.finished().is_some() {
+                // The server may have been killed between the two.
+                standing::forget_token(&id, &folder);
                 continue;
             }
             let kept = match folder.kept() {

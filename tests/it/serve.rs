@@ -342,7 +342,7 @@ fn what_may_have_run_without_a_transaction_is_not_run_again() {
 #[test]
 fn no_command_gets_the_fence_of_its_claim() {
     let repo = Repo::new();
-    let server = start(&repo, &[]);
+    let mut server = start(&repo, &[]);
     let asked = |token: &str| {
         json!({
             "execution_id": "claimed", "claim_token": token, "command": ["sh", "-c", "env > env; env"],
@@ -355,10 +355,35 @@ fn no_command_gets_the_fence_of_its_claim() {
         seen.contains("WORKTX_EXECUTION_ID=claimed") && !seen.contains("first-token"),
         "{seen}"
     );
-    let kept = server.state.join("submitted/claimed/request.json");
-    assert!(!std::fs::read_to_string(kept).expect("readable").contains("first-token"));
+    let submitted = server.state.join("submitted");
+    let kept = |id: &str| {
+        let path = submitted.join(id).join("request.json");
+        std::fs::read_to_string(path).expect("readable")
+    };
+    assert!(!kept("claimed").contains("first-token"));
     // A claim that is delivered again has another token, and is the same request.
     assert_eq!(server.post("/v1/executions", &asked("second-token")).is(200)["existed"], true);
+    // What is cancelled before it begins is over, too.
+    let midway = Midway::named(&repo, "");
+    server.submit("first", &midway.words());
+    let queued =
+        json!({ "execution_id": "queued", "claim_token": "third-token", "command": ["true"] });
+    server.post("/v1/executions", &queued).is(201);
+    midway.meanwhile(|| {
+        assert!(kept("queued").contains("third-token"));
+        let answer = server.post("/v1/executions/queued/cancel", &json!({})).is(200);
+        assert_eq!(answer["verdict"], "not_begun");
+        assert!(!kept("queued").contains("third-token"));
+    });
+    // A server that was killed between the end and this left it.
+    let path = server.state.join("submitted/queued/request.json");
+    let left =
+        kept("queued").replacen("\"command\"", "\"claim_token\":\"third-token\",\"command\"", 1);
+    std::fs::write(&path, left).expect("written");
+    server.signal(Signal::KILL);
+    server.over();
+    let _server = start(&repo, &[]);
+    assert!(!std::fs::read_to_string(path).expect("readable").contains("third-token"));
 }
 
 #[test]
