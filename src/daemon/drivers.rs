@@ -38,6 +38,8 @@ const ROLL_BACK: Duration = Duration::from_mins(1);
 /// How long those who follow what is over may take to read its end, and how often that is asked.
 const FOLLOWERS: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often a work tree that is gone is looked for, where something waits for it.
+const LOOK_FOR_TREE: Duration = Duration::from_secs(1);
 
 /// A submission that is to be run, or runs.
 #[derive(Clone, Debug)]
@@ -49,8 +51,11 @@ pub(super) struct Job {
 }
 
 fn enter(server: &Server, job: &Job, phase: Phase) {
-    let entry = Entry { served: job.served, phase: watch::Sender::new(phase), driver: None };
-    server.entries().insert(server.name(job), entry);
+    let (mut entries, name) = (server.entries(), server.name(job));
+    // As often as it was begun again.
+    let killed = entries.get(&name).map_or(0, |entry| entry.killed);
+    let phase = watch::Sender::new(phase);
+    entries.insert(name, Entry { served: job.served, phase, driver: None, killed });
 }
 
 /// Begins a submission in its turn.
@@ -59,7 +64,23 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
     let server = Shared::clone(server);
     tokio::spawn(async move {
         let Ok(_turn) = server.served[job.served].turn.acquire().await else { return };
-        let Ok(_slot) = server.slots.acquire().await else { return };
+        let mut is_told = false;
+        let _slot = loop {
+            let Ok(slot) = server.slots.acquire().await else { return };
+            if is_there(&server, job.served).await {
+                break slot;
+            }
+            // It waits in its place, and keeps nobody from the others.
+            drop(slot);
+            if !server.entries().contains_key(&server.name(&job)) {
+                return;
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                let root = server.served[job.served].root.display();
+                tracing::warn!(id = %job.id, %root, "a submission waits for a work tree that is gone");
+            }
+            tokio::time::sleep(LOOK_FOR_TREE).await;
+        };
         let id = &job.id;
         let lock = lock_of(&job.folder).await;
         if *server.draining.borrow() {
@@ -87,11 +108,17 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
                 tracing::info!(%id, code = status.code(), "a driver is over");
                 Some(status)
             }
+            Err(error) if !is_there(&server, job.served).await => {
+                tracing::warn!(%id, %error, "its work tree went just now");
+                standing::set_back(&job);
+                begin_again(&server, job);
+                return;
+            }
             Err(error) => {
                 tracing::warn!(%id, %error, "no driver could be started");
                 let why = format!("no driver could be started: {error}");
-                standing::leave(&server, &job, "not_started", &why);
-                standing::finish(&server, &job, None);
+                let code = standing::leave(&server, &job, "not_started", &why);
+                standing::finish(&server, &job, Some(code));
                 return;
             }
         };
@@ -102,6 +129,12 @@ pub(super) fn enqueue(server: &Shared, job: Job) {
             begin_again(&server, job);
         }
     });
+}
+
+/// Whether a work tree stands where it was found; waiting for a disk holds nobody up.
+async fn is_there(server: &Shared, served: usize) -> bool {
+    let asked = Shared::clone(server);
+    tokio::task::spawn_blocking(move || asked.served[served].is_there()).await.unwrap_or(false)
 }
 
 /// Waits for a driver of an earlier server.

@@ -57,6 +57,11 @@ pub(super) struct Served {
 }
 
 impl Served {
+    /// Whether the work tree stands where it was found.
+    pub(super) fn is_there(&self) -> bool {
+        Workspace::discover(&self.root).is_ok_and(|found| found.root() == self.root)
+    }
+
     /// The workspace as it stands now.
     pub(super) fn context(&self) -> Result<Context, Failure> {
         Context::find(self.invocation.clone())
@@ -93,6 +98,8 @@ pub(super) struct Entry {
     pub(super) phase: watch::Sender<Phase>,
     /// The driver, where this server started it.
     pub(super) driver: Option<Owner>,
+    /// How many drivers of it were killed before they had done anything.
+    pub(super) killed: u8,
 }
 
 /// What a command of worktx came to.

@@ -33,6 +33,9 @@ const CANCELLED: u8 = 13;
 /// The exit code of what a signal ended while it waited for its work tree.
 const BUSY: u8 = 22;
 
+/// So many drivers of one submission are killed before it is given up.
+const KILLS: u8 = 3;
+
 /// How a submission stands that no driver is at work on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -138,8 +141,9 @@ fn conclude(server: &Server, job: &Job, standing: Standing) {
         // What a driver says that only waited is not its end.
         Standing::Cancelled => set_back(job),
         Standing::Unknown => {
-            let why = "everything was killed while it may have run without a transaction";
-            leave(server, job, "not_known", why);
+            let why = "its driver was killed while it may have run without a transaction";
+            let code = leave(server, job, "not_known", why);
+            return finish(server, job, Some(code));
         }
         Standing::Over(_) => {}
     }
@@ -169,8 +173,19 @@ pub(super) fn close(server: &Server, job: &Job, status: Option<ExitStatus>) -> b
             set_back(job);
             return true;
         }
+        // Killed: as if its server had been killed with it.
+        Ok(Standing::Waits) if code.is_none() => {
+            let killed = count_killed(server, job);
+            if killed < KILLS {
+                set_back(job);
+                return true;
+            }
+            let why = format!("{killed} drivers of it were killed before they had done anything");
+            let code = leave(server, job, "not_started", &why);
+            finish(server, job, Some(code));
+        }
         Ok(standing @ Standing::Cancelled) => conclude(server, job, standing),
-        Ok(standing @ Standing::Unknown) if is_adopted => conclude(server, job, standing),
+        Ok(standing @ Standing::Unknown) if code.is_none() => conclude(server, job, standing),
         Ok(standing) => finish(server, job, code.or(standing.exit_code())),
         Err(error) => {
             tracing::warn!(%id, %error, "what became of a submission is not known");
@@ -180,8 +195,16 @@ pub(super) fn close(server: &Server, job: &Job, status: Option<ExitStatus>) -> b
     false
 }
 
+/// How many drivers of a submission were killed, with the one that is over now.
+fn count_killed(server: &Server, job: &Job) -> u8 {
+    server.entries().get_mut(&server.name(job)).map_or(KILLS, |entry| {
+        entry.killed = entry.killed.saturating_add(1);
+        entry.killed
+    })
+}
+
 /// Forgets a driver that did nothing.
-fn set_back(job: &Job) {
+pub(super) fn set_back(job: &Job) {
     if let Err(error) = job.folder.set_back() {
         tracing::warn!(id = %job.id, %error, "what a driver that only waited said stays");
     }
@@ -222,8 +245,8 @@ fn end_unbegun(job: &Job) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Leaves the outcome of what no driver could leave one of.
-pub(super) fn leave(server: &Server, job: &Job, reason: &str, detail: &str) {
+/// Leaves the outcome of what no driver could leave one of; its exit code.
+pub(super) fn leave(server: &Server, job: &Job, reason: &str, detail: &str) -> u8 {
     let root = server.served[job.served].root.display().to_string();
     let mut outcome = Outcome::without_attempt(job.id.clone(), OutcomeWord::Error, &root);
     outcome.reason = Some(reason.to_owned());
@@ -232,6 +255,7 @@ pub(super) fn leave(server: &Server, job: &Job, reason: &str, detail: &str) {
     if let Err(error) = job.folder.leave_outcome(&outcome) {
         tracing::warn!(id = %job.id, %error, "its outcome could not be left");
     }
+    outcome.exit_code()
 }
 
 /// What became of a cancel.

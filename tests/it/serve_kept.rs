@@ -82,13 +82,15 @@ fn a_driver_that_only_waited_is_no_end_of_its_submission() {
     let mut server = start(&repo, &[]);
     midway.ready.wait();
     server.submit("waits", "echo waits > waits");
-    let pid = waiting(&server, "waits");
+    let mut pid = waiting(&server, "waits");
     // A server that lives begins it again.
-    kill_process(pid, Signal::TERM).expect("it lives");
-    while driver(&server, "waits") == pid {
-        std::thread::yield_now();
+    for signal in [Signal::TERM, Signal::KILL] {
+        kill_process(pid, signal).expect("it lives");
+        while driver(&server, "waits") == pid {
+            std::thread::yield_now();
+        }
+        pid = waiting(&server, "waits");
     }
-    let pid = waiting(&server, "waits");
     // All of a service is told to end at once, and the server does not live to hear of it.
     server.signal(Signal::KILL);
     server.over();
@@ -106,6 +108,45 @@ fn a_driver_that_only_waited_is_no_end_of_its_submission() {
     Repo::wait(guard).exits(0);
     assert_eq!(server.end_of("waits")["exit_code"], 0);
     assert_eq!(repo.read("waits"), "waits\n");
+}
+
+#[test]
+fn a_driver_that_is_killed_is_no_end_without_an_outcome() {
+    let repo = Repo::new();
+    let midway = Midway::named(&repo, "");
+    let guard = repo.spawn(&mut repo.worktx(&["guard", "--", "sh", "-c", &midway.words()]));
+    let server = start(&repo, &[]);
+    midway.meanwhile(|| {
+        server.submit("killed", "echo killed > killed");
+        let mut pid = waiting(&server, "killed");
+        for _ in 0..2 {
+            kill_process(pid, Signal::KILL).expect("it lives");
+            while driver(&server, "killed") == pid {
+                std::thread::yield_now();
+            }
+            pid = waiting(&server, "killed");
+        }
+        kill_process(pid, Signal::KILL).expect("it lives");
+        let document = server.end_of("killed");
+        assert_eq!(
+            (&document["exit_code"], &document["outcome"]["reason"]),
+            (&1.into(), &"not_started".into())
+        );
+    });
+    Repo::wait(guard).exits(0);
+    let inside = Midway::named(&repo, "inside");
+    let body = json!({
+        "execution_id": "care", "triggered_by": "maintenance", "command": ["sh", "-c", inside.words()],
+    });
+    server.post("/v1/executions", &body).is(201);
+    inside.ready.wait();
+    kill_process(driver(&server, "care"), Signal::KILL).expect("it lives");
+    let document = server.end_of("care");
+    assert_eq!(
+        (&document["exit_code"], &document["outcome"]["reason"]),
+        (&1.into(), &"not_known".into())
+    );
+    assert_eq!(repo.sql("select count(*) from attempt"), "0");
 }
 
 #[test]
@@ -243,6 +284,37 @@ fn a_moved_work_tree_takes_its_submissions_with_it() {
     assert_eq!(server.end_of("waits")["exit_code"], 0);
     assert_eq!(repo.read("where").trim_end(), repo.root.display().to_string());
     assert_eq!(repo.sql("select count(*) from attempt"), "1");
+}
+
+#[test]
+fn what_comes_for_a_tree_that_is_gone_waits_for_it() {
+    let repo = Repo::new();
+    let side = repo.outside().join("side");
+    let name = side.display().to_string();
+    repo.git(&["worktree", "add", "-q", &name]);
+    let mut server = start(&repo, &[&repo.root.display().to_string(), &name, "--max-running", "1"]);
+    let away = repo.outside().join("away");
+    std::fs::rename(&side, &away).expect("moved");
+    for id in ["waits", "dropped"] {
+        let body = json!({ "execution_id": id, "workspace": name, "command": ["touch", id] });
+        server.post("/v1/executions", &body).is(201);
+    }
+    let mut line = String::new();
+    while !line.contains("waits for a work tree that is gone") {
+        line.clear();
+        server.log.read_line(&mut line).expect("readable");
+        assert!(!line.contains("no driver could be started"), "{line}");
+    }
+    assert_eq!(server.get("/v1/executions/waits").is(200)["phase"], "queued");
+    let answer = server.post("/v1/executions/dropped/cancel", &json!({})).is(200);
+    assert_eq!(answer["verdict"], "not_begun");
+    // It keeps nobody from the only slot.
+    let body = json!({ "execution_id": "other", "workspace": repo.root, "command": ["true"] });
+    server.post("/v1/executions", &body).is(201);
+    assert_eq!(server.end_of("other")["exit_code"], 0);
+    std::fs::rename(&away, &side).expect("moved back");
+    assert_eq!(server.end_of("waits")["exit_code"], 0);
+    assert!(side.join("waits").exists() && !side.join("dropped").exists());
 }
 
 #[test]
