@@ -154,8 +154,44 @@ fn a_client_that_comes_back_misses_nothing_of_any_ledger() {
     drop(server);
     let server = start(&two, &[]);
     let mut all = follow(server.connect(), &format!("?after={id}"), "");
-    assert!(until(&mut all, "\"event\":\"finished\"").contains("\"event\":\"opened\""));
+    let seen = until(&mut all, "\"event\":\"finished\"");
+    assert!(seen.contains("\"event\":\"opened\""));
     follow(server.connect(), "?after=5", "");
+    // The others are not forgotten meanwhile: the next server may have them again.
+    let id = seen.lines().filter_map(|line| line.strip_prefix("id: ")).next_back();
+    let id = id.expect("the id of the last event").to_owned();
+    drop(server);
+    assert!(one.run(&["--execution-id", "e"], "touch e").code == 0);
+    let server = both(&one, &two);
+    let mut all = follow(server.connect(), &format!("?after={id}"), "");
+    let seen = until(&mut all, "\"event\":\"finished\"");
+    assert!(seen.contains("\"event\":\"opened\"") && seen.contains("\"e\""), "{seen}");
+    assert_eq!(server.get("/v1/events?after=%0Aid-5.another-6").is(400)["reason"], "usage");
+}
+
+#[test]
+fn a_ledger_that_was_not_there_is_followed_once_it_is() {
+    let (away, other) = (Repo::new(), Repo::new());
+    let mut server = both(&away, &other);
+    server.state = other.git_dir().join("worktx");
+    let moved = away.outside().join("moved");
+    std::fs::rename(&away.root, &moved).expect("moved");
+    let mut all = follow(server.connect(), "", "");
+    std::fs::rename(&moved, &away.root).expect("moved back");
+    // It is followed from the first look at it on: some run comes after that.
+    let mut seen = String::new();
+    for number in 0.. {
+        run_on(&server, &away, &format!("away-{number}"));
+        run_on(&server, &other, &format!("other-{number}"));
+        let end = format!("\"event\":\"finished\",\"execution_id\":\"other-{number}\"");
+        while !seen.contains(&end) {
+            assert!(all.read_line(&mut seen).expect("readable") > 0, "{seen}");
+        }
+        if seen.contains("\"away-") {
+            break;
+        }
+        assert!(number < 100, "it is not followed");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! look again every few seconds as well.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::time::Duration;
 
 use axum::Json;
@@ -39,6 +40,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const FOLLOW: Duration = Duration::from_millis(100);
 /// How many characters name a ledger in the ids of a stream of all.
 const NAME: usize = 8;
+/// How many ledgers that are not served now are kept in the ids of a stream.
+const ELSEWHERE: usize = 64;
 /// How much output is sent at once, in bytes.
 const CHUNK: usize = 64 * 1024;
 
@@ -62,24 +65,76 @@ struct Followed {
     server: Shared,
     state: usize,
     execution: Option<ExecutionId>,
-    after: i64,
+    /// The number of the last event that was told; `None` until the ledger has been read, for who
+    /// wants what comes from now on.
+    after: Option<i64>,
     ready: std::collections::VecDeque<Event>,
     changed: tokio::sync::watch::Receiver<u64>,
+    is_unreadable: bool,
+}
+
+/// What one of several ledgers has to tell.
+enum Told {
+    /// From which number on it is followed: that could not be read before.
+    Begins(i64),
+    Happened(Event),
 }
 
 impl Followed {
-    fn new(server: &Shared, state: usize, execution: Option<ExecutionId>, after: i64) -> Self {
+    fn new(
+        server: &Shared,
+        state: usize,
+        execution: Option<ExecutionId>,
+        after: Option<i64>,
+    ) -> Self {
         let changed = server.states[state].changed.clone();
-        Self { server: Shared::clone(server), state, execution, after, ready: [].into(), changed }
+        let (server, ready) = (Shared::clone(server), [].into());
+        Self { server, state, execution, after, ready, changed, is_unreadable: false }
     }
 
-    /// The next event; `None` when the server begins nothing more.
-    async fn next_until_drain(&mut self) -> Option<Event> {
+    /// The next event, or where they begin; `None` when the server begins nothing more.
+    async fn next_until_drain(&mut self) -> Option<Told> {
         let mut draining = self.server.draining.subscribe();
         tokio::select! {
             biased;
-            event = self.next() => Some(event),
+            told = self.tell() => Some(told),
             () = ended(&mut draining) => None,
+        }
+    }
+
+    async fn tell(&mut self) -> Told {
+        if self.after.is_some() {
+            return Told::Happened(self.next().await);
+        }
+        loop {
+            if let Some(start) = self.begin().await {
+                return Told::Begins(start);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// From which number on there will be something to tell; `None` while that cannot be read.
+    async fn begin(&mut self) -> Option<i64> {
+        if self.after.is_none() {
+            let first = self.server.states[self.state].first;
+            let now = |context: &Context| Ok(context.need_ledger()?.last_event_id()?);
+            let now = ask(&self.server, first, now).await;
+            self.after = self.read(now);
+        }
+        self.after
+    }
+
+    /// What could be read; the log says once why nothing could.
+    fn read<T>(&mut self, answer: Result<T, Refused>) -> Option<T> {
+        let was_unreadable = std::mem::replace(&mut self.is_unreadable, answer.is_err());
+        match answer {
+            Ok(read) => Some(read),
+            Err(_) if was_unreadable => None,
+            Err(refused) => {
+                drop(unreadable(&self.server, self.state, refused));
+                None
+            }
         }
     }
 
@@ -109,19 +164,17 @@ impl Followed {
         let served = self.server.states[self.state].first;
         let filter = EventFilter {
             execution: self.execution.clone(),
-            after: Some(self.after),
+            after: self.after,
             ..EventFilter::default()
         };
         let found = ask(&self.server, served, move |context| {
             let Some(ledger) = context.ledger()? else { return Ok(Vec::new()) };
             Ok(ledger.events(&filter)?)
         });
-        match found.await {
-            Ok(found) => {
-                self.after = found.last().map_or(self.after, |event| event.id);
-                self.ready.extend(found);
-            }
-            Err(refused) => tracing::warn!(?refused, "events cannot be read"),
+        let found = found.await;
+        if let Some(found) = self.read(found) {
+            self.after = found.last().map(|event| event.id).or(self.after);
+            self.ready.extend(found);
         }
     }
 }
@@ -159,42 +212,58 @@ fn after(headers: &HeaderMap, from: &From) -> Option<i64> {
 
 /// How far a stream of all ledgers is: the number of the last event of each, by the ledger's name,
 /// so that a server of other work trees takes none for another.
-struct Place(Vec<(String, Option<i64>)>);
+struct Place {
+    /// Of what is followed here.
+    here: Vec<(String, Option<i64>)>,
+    /// Of what is not served now: it may be when the client comes back the next time.
+    elsewhere: Vec<(String, i64)>,
+}
 
 impl Place {
     /// Names of ledgers that hold for as long as they stand where they are.
     fn new(server: &Shared) -> Self {
-        let name = |path: &std::path::Path| {
+        Self::of(server.states.iter().map(|state| state.path.as_path()))
+    }
+
+    fn of<'a>(states: impl Iterator<Item = &'a Path>) -> Self {
+        let name = |path: &Path| {
             let digest = hex(&Sha256::digest(path.as_os_str().as_encoded_bytes()));
             digest.chars().take(NAME).collect()
         };
-        Self(server.states.iter().map(|state| (name(&state.path), None)).collect())
+        Self { here: states.map(|path| (name(path), None)).collect(), elsewhere: Vec::new() }
     }
 
     /// Takes over what a client has seen: `name-number`, several with dots between them; a number
     /// alone where there is one ledger. Of what it does not name it has seen nothing.
     fn read(&mut self, text: &str) -> Option<()> {
-        if let ([(_, only)], Ok(number)) = (&mut self.0[..], text.parse()) {
+        if let ([(_, only)], Ok(number)) = (&mut self.here[..], text.parse()) {
             *only = Some(number);
             return Some(());
         }
         for part in text.split('.') {
             let (name, number) = part.split_once('-')?;
             let number = number.parse().ok()?;
-            for (known, at) in &mut self.0 {
-                if known == name {
-                    *at = Some(number);
-                }
+            // It goes back to the client: nothing but a name.
+            if name.len() != NAME || !name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return None;
+            }
+            if let Some((_, at)) = self.here.iter_mut().find(|(known, _)| known == name) {
+                *at = Some(number);
+            } else {
+                self.elsewhere.retain(|(known, _)| known != name);
+                self.elsewhere.push((name.to_owned(), number));
             }
         }
+        self.elsewhere.truncate(ELSEWHERE);
         Some(())
     }
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let known = self.0.iter().filter_map(|(name, at)| Some((name, (*at)?)));
-        for (number, (name, at)) in known.enumerate() {
+        let here = self.here.iter().filter_map(|(name, at)| Some((name, (*at)?)));
+        let elsewhere = self.elsewhere.iter().map(|(name, at)| (name, *at));
+        for (number, (name, at)) in here.chain(elsewhere).enumerate() {
             let between = if number == 0 { "" } else { "." };
             write!(f, "{between}{name}-{at}")?;
         }
@@ -217,31 +286,28 @@ pub(super) async fn of_all(
         })?;
     }
     let mut all = Vec::new();
-    for (at, state) in server.states.iter().enumerate() {
-        let start = if let Some(after) = place.0[at].1 {
-            after
-        } else {
-            let now = |context: &Context| Ok(context.need_ledger()?.last_event_id()?);
-            match ask(&server, state.first, now).await {
-                Ok(now) => now,
-                Err(refused) => {
-                    // It keeps nobody from the events of the others.
-                    drop(unreadable(&server, at, refused));
-                    continue;
-                }
-            }
-        };
-        place.0[at].1 = Some(start);
-        let followed = Followed::new(&server, at, None, start);
+    for at in 0..server.states.len() {
+        let mut followed = Followed::new(&server, at, None, place.here[at].1);
+        // One that cannot be read yet keeps nobody from the events of the others.
+        place.here[at].1 = followed.begin().await;
         all.push(Box::pin(stream::unfold(followed, move |mut followed| async move {
-            let event = followed.next_until_drain().await?;
-            Some(((at, event), followed))
+            let told = followed.next_until_drain().await?;
+            Some(((at, told), followed))
         })));
     }
-    let told = Shared::clone(&server);
-    Ok(sse(stream::select_all(all).map(move |(at, event)| {
-        place.0[at].1 = Some(event.id);
-        Ok(sent(&told, at, &event, &place.to_string()))
+    let telling = Shared::clone(&server);
+    Ok(sse(stream::select_all(all).filter_map(move |(at, told)| {
+        let event = match told {
+            Told::Begins(start) => {
+                place.here[at].1 = Some(start);
+                None
+            }
+            Told::Happened(event) => {
+                place.here[at].1 = Some(event.id);
+                Some(Ok(sent(&telling, at, &event, &place.to_string())))
+            }
+        };
+        std::future::ready(event)
     })))
 }
 
@@ -265,7 +331,7 @@ pub(super) async fn of_execution(
     }
     let state = server.served[found.job.served].state;
     let start = after(&headers, &from).unwrap_or(0);
-    let followed = Followed::new(&server, state, Some(found.job.id.clone()), start);
+    let followed = Followed::new(&server, state, Some(found.job.id.clone()), Some(start));
     let following = server.following();
     let stream = stream::unfold(Some((followed, found, following)), move |held| {
         let server = Shared::clone(&server);
