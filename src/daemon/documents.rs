@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::attempt::outcome::Outcome;
-use crate::coordinator::report::documents::ShowDocument;
+use crate::coordinator::report::documents::{ListedAttempt, ShowDocument};
 use crate::tx::cause::ErrorCode;
 use crate::tx::id::ExecutionId;
 
@@ -124,6 +124,27 @@ pub struct ExecutionsDocument {
     pub phase: Phase,
     /// It was there already.
     pub existed: bool,
+}
+
+/// Attempts of all ledgers: the document of `worktx list`, and what it is without.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(super) struct AttemptsDocument {
+    /// The schema number.
+    pub schema: u32,
+    /// The attempts, newest first.
+    pub attempts: Vec<ListedAttempt>,
+    /// The ledgers that could not be read: their attempts are not among these.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A ledger that could not be read.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(super) struct LeftOut {
+    /// Its state directory.
+    pub state: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A decision about a quarantined attempt.

@@ -305,8 +305,17 @@ pub(super) fn cancel(
             end_unbegun(job)?;
             Ok(Cancelled::Queued)
         }
+        // The same cancel again.
+        (None, Some(_)) if !has_begun && was_cancelled_unbegun(job) => Ok(Cancelled::Queued),
         _ => Ok(Cancelled::Row),
     }
+}
+
+/// Whether it has ended by a cancel before anything of it ran: such an end has no outcome.
+fn was_cancelled_unbegun(job: &Job) -> bool {
+    let finished = job.folder.finished();
+    finished.is_some_and(|finished| finished.exit_code == Some(CANCELLED))
+        && job.folder.outcome().is_none()
 }
 
 fn tell_cancel(job: &Job, driver: Option<&crate::journal::Owner>) -> Result<Cancelled, Failure> {

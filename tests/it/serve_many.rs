@@ -63,6 +63,10 @@ fn a_work_tree_that_is_gone_keeps_nobody_from_the_others() {
     assert!(page.status == 200 && page.body.contains("worktx_attempts_total"), "{}", page.body);
     let list = server.get("/v1/executions").is(200);
     assert_eq!(list["attempts"].as_array().map(Vec::len), Some(1));
+    let left_out = list["left_out"].as_array().expect("a list");
+    let state = gone.root.join(".git/worktx").display().to_string();
+    assert!(left_out.len() == 1 && left_out[0]["state"] == state, "{list}");
+    assert!(left_out[0]["reason"].is_string(), "{list}");
     assert_eq!(server.get("/v1/executions/one").is(200)["exit_code"], 0);
     assert_eq!(server.get("/v1/executions/on").is(200)["execution_id"], "one");
     server.post("/v1/executions/one/cancel", &json!({})).is(200);

@@ -8,11 +8,11 @@ use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::super::documents::{
-    ExecutionDocument, ExecutionsDocument, GuardDocument, GuardRequest, Problem, ResolveRequest,
-    Submission, WorkspacesDocument,
+    AttemptsDocument, ExecutionDocument, ExecutionsDocument, GuardDocument, GuardRequest, Problem,
+    ResolveRequest, Submission, WorkspacesDocument,
 };
 use crate::coordinator::report::documents::{
-    DiffDocument, EventsDocument, ListDocument, ReconcileDocument, ResolveDocument,
+    DiffDocument, EventsDocument, ReconcileDocument, ResolveDocument,
 };
 
 /// A parameter of a query: its name, its type, what it means.
@@ -22,6 +22,8 @@ type Asked = (&'static str, &'static str, &'static str);
 enum Said {
     /// A document of this name.
     Document(&'static str),
+    /// A document of this name, or another kind of content where that is asked for.
+    Either(&'static str, &'static str),
     /// Another kind of content.
     Other(&'static str),
     /// A small JSON object, described by its sentence.
@@ -40,6 +42,9 @@ struct Route {
 }
 
 const WORKSPACE: Asked = ("workspace", "string", "A directory in the work tree");
+
+/// What a stream of events is; a client that comes back to one says what it has seen.
+const EVENTS: &str = "text/event-stream";
 
 const ROUTES: [Route; 17] = [
     Route {
@@ -106,7 +111,7 @@ const ROUTES: [Route; 17] = [
             ("limit", "integer", "At most so many; 0 is all"),
         ],
         body: None,
-        said: Said::Document("ListDocument"),
+        said: Said::Document("AttemptsDocument"),
         also: &[],
     },
     Route {
@@ -146,7 +151,7 @@ const ROUTES: [Route; 17] = [
             ("format", "string", "`json` or `patch`"),
         ],
         body: None,
-        said: Said::Document("DiffDocument"),
+        said: Said::Either("DiffDocument", "text/x-diff"),
         also: &[],
     },
     Route {
@@ -159,7 +164,7 @@ const ROUTES: [Route; 17] = [
             ("follow", "boolean", "As a stream"),
         ],
         body: None,
-        said: Said::Document("EventsDocument"),
+        said: Said::Either("EventsDocument", EVENTS),
         also: &[],
     },
     Route {
@@ -181,7 +186,7 @@ const ROUTES: [Route; 17] = [
             "From there on instead: the id of an event of this stream; a number of the ledger where there is one",
         )],
         body: None,
-        said: Said::Other("text/event-stream"),
+        said: Said::Other(EVENTS),
         also: &[],
     },
     Route {
@@ -244,7 +249,7 @@ pub fn api() -> Value {
     add::<GuardDocument>(&mut generator);
     add::<WorkspacesDocument>(&mut generator);
     add::<Problem>(&mut generator);
-    add::<ListDocument>(&mut generator);
+    add::<AttemptsDocument>(&mut generator);
     add::<EventsDocument>(&mut generator);
     add::<DiffDocument>(&mut generator);
     add::<ReconcileDocument>(&mut generator);
@@ -284,8 +289,18 @@ fn operation(route: &Route) -> Value {
     parameters.extend(route.query.iter().map(|(name, kind, what)| {
         json!({ "name": name, "in": "query", "description": what, "schema": { "type": kind } })
     }));
+    if matches!(route.said, Said::Either(_, EVENTS) | Said::Other(EVENTS)) {
+        let what = "The id of the last event that was seen, of a stream: it goes before `after`";
+        parameters.push(json!({
+            "name": "Last-Event-ID", "in": "header", "description": what,
+            "schema": { "type": "string" },
+        }));
+    }
     let content = match route.said {
         Said::Document(name) => json!({ "application/json": { "schema": reference(name) } }),
+        Said::Either(name, kind) => {
+            json!({ "application/json": { "schema": reference(name) }, kind: {} })
+        }
         Said::Other(kind) => json!({ kind: {} }),
         Said::Plain => json!({ "application/json": { "schema": { "type": "object" } } }),
     };
@@ -338,6 +353,14 @@ mod tests {
         };
         assert_eq!(said("/v1/executions", "post", "201"), reference("ExecutionsDocument"));
         assert_eq!(said("/v1/ready", "get", "503"), json!({ "type": "object" }));
+        let of = |path: &str| &api["paths"][path]["get"];
+        let kinds = |path: &str| of(path)["responses"]["200"]["content"].clone();
+        assert!(kinds("/v1/executions/{id}/diff")["text/x-diff"].is_object());
+        for path in ["/v1/events", "/v1/executions/{id}/events"] {
+            assert!(kinds(path)[EVENTS].is_object(), "{path}");
+            let asked = of(path)["parameters"].as_array().expect("a list");
+            assert!(asked.iter().any(|one| one["name"] == "Last-Event-ID"), "{path}");
+        }
         assert_eq!(api["security"], json!([{}, { "token": [] }]));
     }
 }

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::documents::{
-    ExecutionDocument, ExecutionsDocument, Phase, ResolveRequest, Submission,
+    AttemptsDocument, ExecutionDocument, ExecutionsDocument, LeftOut, Phase, ResolveRequest,
+    Submission,
 };
 use super::super::drivers::Job;
 use super::super::server::{Server, Shared};
@@ -29,7 +30,7 @@ use crate::config::value;
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::error::Failure;
 use crate::coordinator::report::changes;
-use crate::coordinator::report::documents::{ListDocument, ResolveDocument};
+use crate::coordinator::report::documents::ResolveDocument;
 use crate::coordinator::report::query;
 use crate::coordinator::settle::cancel;
 use crate::journal::{Filter, LedgerError};
@@ -77,6 +78,8 @@ pub(super) struct Found {
     pub(super) kept: Option<Kept>,
     /// The number of its last attempt; 0 where there is none.
     pub(super) last_attempt: u32,
+    /// The ledger has a row of it.
+    has_row: bool,
 }
 
 impl Found {
@@ -187,8 +190,9 @@ async fn look(server: &Shared, state: usize, id: &ExecutionId) -> Result<Option<
     let job = Job { served: of_place.unwrap_or(served), id: id.clone(), folder };
     let stood = place.filter(|_| of_place.is_none()).map(|(_, root)| root);
     let root = stood.unwrap_or_else(|| server.served[job.served].root.clone());
+    let has_row = row.is_some();
     let last_attempt = row.and_then(|row| row.current_attempt).map_or(0, |attempt| attempt.0);
-    Ok(Some(Found { job, root, kept, last_attempt }))
+    Ok(Some(Found { job, root, kept, last_attempt, has_row }))
 }
 
 pub(super) async fn submit(
@@ -220,7 +224,7 @@ pub(super) async fn submit(
 pub(super) async fn list(
     State(server): State<Shared>,
     query: Result<Query<Listed>, QueryRejection>,
-) -> Answer<ListDocument> {
+) -> Answer<AttemptsDocument> {
     let Query(listed) = query?;
     let limit = listed.limit.unwrap_or(50);
     let refused = |failure| Refused::of(&server, &failure);
@@ -228,7 +232,7 @@ pub(super) async fn list(
         Some(name) => Some(server.find(Some(name)).map_err(refused)?),
         None => None,
     };
-    let mut all = Vec::new();
+    let (mut all, mut left_out) = (Vec::new(), Vec::new());
     for (at, state) in server.states.iter().enumerate() {
         if wanted.is_some_and(|wanted| server.served[wanted].state != at) {
             continue;
@@ -243,14 +247,17 @@ pub(super) async fn list(
         match part.await {
             Ok(part) => all.extend(part.attempts),
             Err(refused) if wanted.is_some() => return Err(refused),
-            Err(refused) => drop(unreadable(&server, at, refused)),
+            Err(refused) => {
+                let reason = unreadable(&server, at, refused).message();
+                left_out.push(LeftOut { state: state.path.display().to_string(), reason });
+            }
         }
     }
     all.sort_by(|a, b| b.started_at.cmp(&a.started_at));
     if limit > 0 {
         all.truncate(limit as usize);
     }
-    Ok(Json(ListDocument { schema: SCHEMA, attempts: all }))
+    Ok(Json(AttemptsDocument { schema: SCHEMA, attempts: all, left_out }))
 }
 
 pub(super) async fn show(
@@ -329,6 +336,14 @@ pub(super) async fn cancel(
             "schema": SCHEMA, "execution_id": found.job.id, "verdict": "interrupted",
             "execution_status": null,
         }))),
+        Cancelled::Row if !found.has_row && found.job.folder.finished().is_some() => {
+            let id = &found.job.id;
+            let over = Failure::impossible(
+                format!("{id} is over, and had no attempt"),
+                format!("GET /v1/executions/{id}"),
+            );
+            Err(Refused::of(&server, &over))
+        }
         Cancelled::Row => {
             let asked = found.job.id.to_string();
             let document =
