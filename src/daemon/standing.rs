@@ -112,9 +112,10 @@ fn may_be_unprotected(server: &Server, job: &Job, kept: &Kept) -> Result<bool, F
     if let Some(word) = kept.request.on_dirty.as_deref() {
         return Ok(word == "run");
     }
-    // As the driver was called: with the request's environment and its profile, not the server's.
+    // As the driver was called: with the request's environment, not the server's.
     let mut invocation = server.context_near(job.served)?.invocation;
-    invocation.flags = Flags { profile: kept.request.profile.clone(), ..Flags::default() };
+    let profile = kept.request.profile.clone().or(invocation.flags.profile.take());
+    invocation.flags = Flags { profile, ..Flags::default() };
     let set = &kept.request.env;
     invocation.environment.retain(|(name, _)| name.to_str().is_none_or(|n| !set.contains_key(n)));
     invocation.environment.extend(set.iter().map(|(name, value)| (name.into(), value.into())));
