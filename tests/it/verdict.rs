@@ -61,7 +61,7 @@ fn neither_the_time_nor_a_signal_is_missed_while_git_is_locked() {
         let mut options = [JOB, &["--check"]].concat();
         let check = midway.words();
         options.push(&check);
-        let by = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(4)).to_string();
+        let by = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(7)).to_string();
         if signal.is_none() {
             options.extend(["--settle-by", &by]);
         }
