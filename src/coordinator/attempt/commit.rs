@@ -33,7 +33,7 @@ use crate::tx::path::RepoPath;
 use crate::tx::record::AttemptRecord;
 use crate::tx::settings::OnDrift;
 use crate::tx::state::{Seal, TxEvent};
-use crate::tx::verdict::{Claim, Terminal, TerminalStatus, Verdict, Won};
+use crate::tx::verdict::{Claim, Status, Terminal, TerminalStatus, Verdict, Won};
 
 /// How long somebody else's rebase is let finish, and how often it is looked at. Not longer than a
 /// cancel may take to be acted on.
@@ -45,6 +45,13 @@ const A_TRY: Duration = Duration::from_millis(250);
 
 fn blocked(error: &dyn std::error::Error) -> Stop {
     Stop::Quarantine(QuarantineReason::PromoteBlocked { why: chain(error) })
+}
+
+/// What an operator wanted, and somebody else's terminal stands: the tree stays as it is, and they
+/// decide again.
+pub(in crate::coordinator) fn adopt_lost(standing: Option<Status>) -> QuarantineReason {
+    let why = format!("the execution already is {}", standing.map_or("gone", Status::as_str));
+    QuarantineReason::AdoptFailed { why }
 }
 
 impl Driver<'_> {
@@ -243,15 +250,7 @@ impl Driver<'_> {
                     let event = if answer.won {
                         TxEvent::VerdictWon
                     } else if seal.adopted {
-                        // Lost: the tree stays as it is, and an operator decides again.
-                        let why = format!(
-                            "the execution already is {}",
-                            standing.map_or("gone", crate::tx::verdict::Status::as_str)
-                        );
-                        TxEvent::Quarantined {
-                            reason: QuarantineReason::AdoptFailed { why },
-                            fingerprint: None,
-                        }
+                        TxEvent::Quarantined { reason: adopt_lost(standing), fingerprint: None }
                     } else {
                         TxEvent::VerdictLost { standing }
                     };
@@ -286,7 +285,9 @@ impl Driver<'_> {
             };
             match verdict {
                 Verdict::Unknown(_) if Instant::now() < until => {
-                    unheard = Some(next);
+                    if new_rev != rev {
+                        unheard = Some(next);
+                    }
                     std::thread::sleep(ASK_AGAIN);
                 }
                 Verdict::Unknown(why) => return Ok(Verdict::Unknown(why)),

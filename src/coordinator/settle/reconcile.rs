@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::config::Operator;
+use crate::coordinator::attempt::commit::adopt_lost;
 use crate::coordinator::attempt::drive::{Driver, Live, Stop, chain, is_for_good};
 use crate::coordinator::attempt::outcome::SCHEMA;
 use crate::coordinator::attempt::rescue::stand_by_pins;
@@ -363,10 +364,8 @@ impl Driver<'_> {
         if self.state().seal().is_some_and(|seal| seal.adopted)
             && matches!(self.state(), TxState::Committing { .. })
         {
-            // An operator wanted it, and somebody else's terminal stands: they decide again.
-            let standing = self.row()?.map_or("gone", |row| row.status.as_str());
-            let why = format!("the execution already is {standing}");
-            return Err(Stop::Quarantine(QuarantineReason::AdoptFailed { why }));
+            let standing = self.row()?.map(|row| row.status);
+            return Err(Stop::Quarantine(adopt_lost(standing)));
         }
         let detail = json!({ "reason": cause.reason(), "death": death.how() });
         let event = match self.state() {
