@@ -179,7 +179,7 @@ impl Driver<'_> {
         let (base, shallow) = (Some(self.spec.base), self.shallow()?);
         let gaps = tree::closure(&store, seal.candidate, base, &shallow, &|_| true)?;
         if let Some(gap) = gaps.first() {
-            return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
+            return Err(Stop::damaged(format!("of the candidate, {gap}")));
         }
         let pins = &self.record.pins;
         for pin in pins.base.iter().chain(&pins.candidate) {

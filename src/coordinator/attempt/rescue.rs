@@ -118,7 +118,7 @@ impl Driver<'_> {
         let shallow = self.shallow()?;
         let gaps = tree::closure(&self.session.store, tip, Some(base), &shallow, &|_| false)?;
         let Some(gap) = gaps.first() else { return Ok(tip) };
-        let message = format!("the turn's own commit {tip} cannot be kept: {} {}", gap.id, gap.why);
+        let message = format!("the turn's own commit {tip} cannot be kept: {gap}");
         self.record.warn("own_commits_damaged", message);
         Ok(base)
     }

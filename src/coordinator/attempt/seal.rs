@@ -192,7 +192,7 @@ impl Driver<'_> {
         let (base, shallow) = (Some(self.spec.base), self.shallow()?);
         let gaps = tree::closure(store, candidate, base, &shallow, &|id| written.contains(&id))?;
         if let Some(gap) = gaps.first() {
-            return Err(Stop::damaged(format!("object {} of the candidate: {}", gap.id, gap.why)));
+            return Err(Stop::damaged(format!("of the candidate, {gap}")));
         }
 
         for path in &made.untracked_changed {

@@ -245,6 +245,13 @@ pub struct Gap {
     pub why: String,
 }
 
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)?;
+        self.path.as_ref().map_or(Ok(()), |path| write!(f, " ({path})"))
+    }
+}
+
 /// Every object that `commit` needs and `known_base` does not have: is it there, and is it what
 /// its id says? The answer lists what is not; empty is good.
 ///
